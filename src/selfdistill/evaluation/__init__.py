@@ -1,0 +1,60 @@
+"""How good is a model: metrics over k samples per problem, intervals over problems, and the evaluation run.
+
+:mod:`metrics` and :mod:`bootstrap` are pure functions over numbers; :mod:`generations` is the file of responses;
+:mod:`run` samples, verifies and summarises, and compares two results.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from selfdistill.evaluation.bootstrap import Interval, mean_interval, paired_difference
+from selfdistill.evaluation.metrics import avg_at_k, maj_at_k, pass_at_k
+
+if TYPE_CHECKING:
+    from selfdistill.evaluation.compare import Comparison, compare_results, pooled
+    from selfdistill.evaluation.generations import Generation, read_generations, rescore
+    from selfdistill.evaluation.result import EvaluationResult, ProblemOutcome, summarise
+    from selfdistill.evaluation.run import EvaluationConfig, evaluate
+
+_HOMES = {
+    "Comparison": "compare",
+    "EvaluationConfig": "run",
+    "EvaluationResult": "result",
+    "Generation": "generations",
+    "ProblemOutcome": "result",
+    "compare_results": "compare",
+    "evaluate": "run",
+    "pooled": "compare",
+    "read_generations": "generations",
+    "rescore": "generations",
+    "summarise": "result",
+}
+
+__all__ = [
+    "Comparison",
+    "EvaluationConfig",
+    "EvaluationResult",
+    "Generation",
+    "Interval",
+    "ProblemOutcome",
+    "avg_at_k",
+    "compare_results",
+    "evaluate",
+    "maj_at_k",
+    "mean_interval",
+    "paired_difference",
+    "pass_at_k",
+    "pooled",
+    "read_generations",
+    "rescore",
+    "summarise",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch or pydantic when it is asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

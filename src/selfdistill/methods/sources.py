@@ -1,0 +1,33 @@
+"""Where the tokens come from that a method learns from."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+_CONFIG = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class OwnRollouts:
+    """The student's own rollouts, a group of G per question."""
+
+    requires: ClassVar[tuple[str, ...]] = ()
+    kind: Literal["rollouts"] = "rollouts"
+    group_size: int = Field(8, ge=1)
+    """G, rollouts per question."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class ReferenceSolutions:
+    """The reference solutions, in the chat format; nothing is sampled (SFT)."""
+
+    requires: ClassVar[tuple[str, ...]] = ("solution",)
+    kind: Literal["reference_solutions"] = "reference_solutions"
+    group_size: Literal[1] = 1
+    """One row per question."""
+
+
+Source = Annotated[OwnRollouts | ReferenceSolutions, Field(discriminator="kind")]

@@ -1,0 +1,45 @@
+"""A teacher is a set of weights, not a second model: other values are put in place of the student's for the length of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Weights = dict[str, Tensor]
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that training changes, by name; everything else is shared with the teacher."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@contextmanager
+def swapped(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give ``model`` the named ``weights`` (cast to its dtype) inside the block, and its own back afterwards, whatever happens.
+
+    Storages are exchanged, nothing is copied when dtypes agree. Gradients must not be taken inside the block.
+    """
+    parameters = dict(model.named_parameters())
+    own = {name: parameters[name].data for name in weights}
+    try:
+        for name, value in weights.items():
+            parameters[name].data = value.to(own[name].dtype)
+        yield
+    finally:
+        for name, value in own.items():
+            parameters[name].data = value
+
+
+def adapters_off(model: nn.Module) -> AbstractContextManager[None]:
+    """Switch LoRA adapters off inside the block, leaving the initial weights."""
+    context: AbstractContextManager[None] = model.disable_adapter()  # type: ignore[operator]
+    return context
+
+
+@torch.no_grad()
+def snapshot(model: nn.Module, dtype: torch.dtype | None = None) -> Weights:
+    """Return copies of the trainable parameters, in ``dtype`` if given."""
+    return {name: parameter.detach().to(dtype or parameter.dtype, copy=True) for name, parameter in trainable(model).items()}

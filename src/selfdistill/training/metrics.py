@@ -1,0 +1,121 @@
+"""What a step logs: from groups, rows and token records to one flat dictionary of numbers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfdistill.contexts.leaks import mentions_reference
+from selfdistill.methods.sources import OwnRollouts, ReferenceSolutions
+from selfdistill.objectives.losses import TokenLosses
+from selfdistill.training.plan import Plan, Row
+
+Metrics = dict[str, Any]
+
+
+class TokenMeans:
+    """Means over tokens, gathered micro-batch by micro-batch without keeping any token alive."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def add(self, name: str, values: Tensor | None) -> None:
+        """Count every element of ``values`` once; None adds nothing."""
+        if values is None or values.numel() == 0:
+            return
+        total = values.detach().double().sum()
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self._counts[name] += values.numel()
+
+    def add_losses(self, scored: TokenLosses, rollout_logprobs: Tensor | None) -> None:
+        """Count what one micro-batch's losses say about its tokens."""
+        record = scored.record
+        self.add("divergence", record.divergence)
+        self.add("student_entropy", record.student_entropy)
+        self.add("teacher_entropy", record.teacher_entropy)
+        self.add("agreement", record.agreement)
+        self.add("clip_fraction", record.clip_fraction)
+        self.add("captured_mass", record.captured_mass)
+        self.add("ratio", scored.ratio)
+        self.add("policy_clip_fraction", scored.policy_clipped)
+        if record.student_logprob is not None and rollout_logprobs is not None:
+            self.add("sampler_mismatch", (record.student_logprob.detach() - rollout_logprobs).abs())
+        if scored.selected is not None and record.teacher_entropy is not None and bool(scored.selected.any()):
+            ratio = record.teacher_entropy / record.student_entropy.clamp_min(1e-6)
+            self.add("selected_share", scored.selected.double())
+            self.add("selected_ratio", ratio[scored.selected])
+
+    def means(self) -> Metrics:
+        """Return the mean of everything that was counted."""
+        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+
+
+def batch_metrics(plan: Plan, source: OwnRollouts | ReferenceSolutions) -> Metrics:
+    """Describe a batch: lengths, pass rates, weights, contexts. Shares and rates are in [0, 1], lengths in tokens."""
+    rows = plan.rows
+    metrics: Metrics = {
+        "rollouts": len(rows),
+        "response_length": _mean([len(row.rollout.response_ids) for row in rows]),
+        "forwarded_share": _mean([row.has_signal for row in rows]),
+    }
+    if isinstance(source, ReferenceSolutions):
+        return metrics
+    verdicts = [verdict for group in plan.groups for verdict in group.verdicts]
+    metrics |= {
+        "truncated_share": _mean([row.rollout.finish_reason == "length" for row in rows]),
+        "unparseable_share": _mean([verdict.answer is None for verdict in verdicts]),
+        "leak_rate": _mean([mentions_reference(row.rollout.text) for row in rows]),
+        "reward": _mean([verdict.reward for verdict in verdicts]),
+    }
+    return metrics | _pass_rate_metrics(plan, source.group_size) | context_metrics(rows)
+
+
+def _pass_rate_metrics(plan: Plan, group_size: int) -> Metrics:
+    rates = [group.pass_rate for group in plan.groups]
+    histogram = [0] * (group_size + 1)
+    for rate in rates:
+        histogram[round(rate * group_size)] += 1
+    return {
+        "pass_rate": _mean(rates),
+        "pass_rate_histogram": histogram,
+        "informative_share": _mean([0 < rate < 1 for rate in rates]),
+        "weight_sum": sum(plan.question_weights),
+        "weight_max": max(plan.question_weights, default=0.0),
+        "weighted_share": _mean([weight > 0 for weight in plan.question_weights]),
+    }
+
+
+def context_metrics(rows: Sequence[Row]) -> Metrics:
+    """Describe what the teacher was shown; nothing for methods without a teacher."""
+    prompts = [row.prompt for row in rows if row.prompt is not None]
+    if not prompts:
+        return {"reprompted_share": 0.0} if any(row.objective == "distillation" for row in rows) else {}
+    metrics: Metrics = {
+        "reprompted_share": len(prompts) / len(rows),
+        "feedback_share": sum("feedback" in prompt.source for prompt in prompts) / len(rows),
+        "context_truncated_tokens": sum(prompt.truncated_tokens for prompt in prompts),
+    }
+    overlaps = [prompt.overlap for prompt in prompts if prompt.overlap is not None]
+    hidden = [prompt.hidden_ratio for prompt in prompts if prompt.hidden_ratio is not None]
+    if overlaps:
+        metrics["overlap"] = _mean(overlaps)
+    if hidden:
+        metrics["hidden_ratio"] = _mean(hidden)
+    return metrics
+
+
+def finite(values: Mapping[str, Any]) -> Metrics:
+    """Replace what JSON cannot hold (nan, inf) by None."""
+    return {
+        name: None if isinstance(value, float) and not torch.isfinite(torch.tensor(value)) else value
+        for name, value in values.items()
+    }
+
+
+def _mean(values: Sequence[float | bool]) -> float:
+    return sum(values) / len(values) if values else 0.0

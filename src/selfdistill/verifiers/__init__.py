@@ -1,0 +1,30 @@
+"""Was the response right, and if not, why: responses in, :class:`Verdict` out.
+
+``ArithmeticVerifier`` (exact integers after ``####``), ``MathsVerifier`` (math-verify in a bounded child process) and
+``RewardFunctionVerifier`` (a user's function with TRL's signature) all follow the :class:`Verifier` protocol;
+``equivalence_classes`` serves majority votes. Imports nothing heavy, and of the rest of the package only the errors.
+"""
+
+from selfdistill.verifiers.arithmetic import ArithmeticVerifier
+from selfdistill.verifiers.equivalence import NO_ANSWER, equivalence_classes
+from selfdistill.verifiers.extraction import final_answer, reference_answer
+from selfdistill.verifiers.maths import MathsVerifier
+from selfdistill.verifiers.registry import build_verifier, verifier_names
+from selfdistill.verifiers.reward_function import RewardFunctionVerifier, load_reward_function
+from selfdistill.verifiers.verdict import Group, Verdict, Verifier
+
+__all__ = [
+    "NO_ANSWER",
+    "ArithmeticVerifier",
+    "Group",
+    "MathsVerifier",
+    "RewardFunctionVerifier",
+    "Verdict",
+    "Verifier",
+    "build_verifier",
+    "equivalence_classes",
+    "final_answer",
+    "load_reward_function",
+    "reference_answer",
+    "verifier_names",
+]

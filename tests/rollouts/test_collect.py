@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pytest
+
+from selfdistill.errors import DataError
+from selfdistill.questions.question import Question
+from selfdistill.rollouts import Completion, Sampling, TransformersSampler
+from selfdistill.rollouts.collect import collect, collect_siblings, reference_rollouts, verify_groups
+from selfdistill.verifiers.verdict import Verdict
+
+SAMPLING = Sampling(max_new_tokens=6)
+
+
+def question(name: str, text: str = "1+1", solution: str | None = None) -> Question:
+    return Question(id=name, messages=({"role": "user", "content": text},), solution=solution)
+
+
+class RecordingSampler:
+    """Returns the given ids, and keeps the seeds that it was given."""
+
+    def __init__(self, ids: tuple[int, ...] = (4, 2)) -> None:
+        self.ids = ids
+        self.seeds: list[int] = []
+
+    def sample(self, prompts, seeds, sampling, *, on_tokens=None):
+        self.seeds += [seed for own in seeds for seed in own]
+        return [[Completion(self.ids, (-1.0,) * len(self.ids), "stop") for _ in own] for own in seeds]
+
+
+class EvenVerifier:
+    requires = ()
+
+    def verify(self, questions, responses):
+        return [Verdict(float(i % 2 == 0), i % 2 == 0, answer=response) for i, response in enumerate(responses)]
+
+    def equivalent(self, first, second):
+        return first == second
+
+
+def test_a_rollout_keeps_prompt_ids_and_sampled_ids_as_they_are(tiny_chat):
+    # Ids that decoding and re-tokenising would change: an end in the middle, an unknown, a start.
+    sampler = RecordingSampler((2, 4, 3, 1, 5, 2))
+    [group] = collect([question("a")], sampler, tiny_chat, group_size=2, sampling=SAMPLING, seed=0, stream=())
+    for sibling, rollout in enumerate(group):
+        assert rollout.sibling == sibling
+        assert rollout.prompt_ids == tiny_chat.render(rollout.question.messages)
+        assert rollout.response_ids == sampler.ids
+        assert tuple(tiny_chat.encode(rollout.text)) != rollout.response_ids
+        assert rollout.text == "01"
+        assert len(rollout.logprobs) == len(rollout.response_ids)
+
+
+def test_groups_come_back_in_the_order_of_the_questions(tiny_model, tiny_chat):
+    questions = [question("long", "what is 17+25+38?"), question("short", "7"), question("middle", "1+1")]
+    groups = collect(
+        questions, TransformersSampler(tiny_model, tiny_chat), tiny_chat,
+        group_size=3, sampling=SAMPLING, seed=0, stream=("train", 1), thinking=False,
+    )  # fmt: skip
+    assert [[rollout.question.id for rollout in group] for group in groups] == [[q.id] * 3 for q in questions]
+    assert [rollout.sibling for group in groups for rollout in group] == [0, 1, 2] * 3
+    assert groups[0][0].prompt_ids == tiny_chat.render(questions[0].messages, thinking=False)
+
+
+def test_no_two_siblings_groups_steps_or_repeats_share_a_seed(tiny_chat):
+    sampler = RecordingSampler()
+    shards = [[question("a"), question("b"), question("a")], [question("c"), question("d")]]  # as on two processes
+    for step in range(3):
+        for shard in shards:
+            collect(shard, sampler, tiny_chat, group_size=8, sampling=SAMPLING, seed=0, stream=("train", step))
+    collect(shards[0], sampler, tiny_chat, group_size=8, sampling=SAMPLING, seed=1, stream=("train", 0))
+    assert len(sampler.seeds) == 3 * 5 * 8 + 3 * 8
+    assert len(set(sampler.seeds)) == len(sampler.seeds)
+
+
+def test_seeds_do_not_depend_on_which_process_draws_a_sibling(tiny_chat):
+    together, apart = RecordingSampler(), RecordingSampler()
+    asked = question("a")
+    collect([question("b"), asked], together, tiny_chat, group_size=4, sampling=SAMPLING, seed=0, stream=("x",))
+    for siblings in ([0, 1], [2, 3]):
+        collect_siblings([(asked, siblings)], apart, tiny_chat, sampling=SAMPLING, seed=0, stream=("x",))
+    assert together.seeds[4:] == apart.seeds
+
+
+def test_a_prompt_over_the_limit_names_question_length_and_remedy(tiny_chat):
+    with pytest.raises(DataError, match=r"question 'a' has \d+ tokens, more than max_prompt_tokens 10; raise"):
+        collect(
+            [question("a")], RecordingSampler(), tiny_chat,
+            group_size=1, sampling=SAMPLING, seed=0, stream=(), max_prompt_tokens=10,
+        )  # fmt: skip
+
+
+def test_a_reference_rollout_is_the_solution_in_the_chat_format(tiny_chat):
+    [rollout] = reference_rollouts([question("a", solution="1+1=2\n#### 2")], tiny_chat, thinking=False)
+    assert rollout.prompt_ids == tiny_chat.render(rollout.question.messages, thinking=False)
+    assert tiny_chat.decode(rollout.response_ids, skip_special_tokens=False) == "1+1=2\n#### 2<|im_end|>"
+    assert (rollout.text, rollout.sibling, rollout.logprobs) == ("1+1=2\n#### 2", 0, None)
+    assert rollout.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("solution", [None, ""])
+def test_supervised_training_without_a_solution_is_refused(tiny_chat, solution):
+    with pytest.raises(DataError, match="question 'a' has no solution"):
+        reference_rollouts([question("a", solution=solution)], tiny_chat)
+
+
+def test_verified_groups_keep_questions_rollouts_and_verdicts_together(tiny_chat):
+    rollouts = collect(
+        [question("a"), question("b")], RecordingSampler(), tiny_chat,
+        group_size=3, sampling=SAMPLING, seed=0, stream=(),
+    )  # fmt: skip
+    groups = verify_groups(rollouts, EvenVerifier())
+    assert [group.question.id for group in groups] == ["a", "b"]
+    assert [group.rollouts for group in groups] == rollouts
+    assert [group.pass_rate for group in groups] == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
+    assert verify_groups([], EvenVerifier()) == []
+
+
+def test_a_verifier_that_loses_a_verdict_is_reported(tiny_chat):
+    class Forgetful(EvenVerifier):
+        def verify(self, questions, responses):
+            return super().verify(questions, responses)[1:]
+
+    rollouts = collect(
+        [question("a")], RecordingSampler(), tiny_chat, group_size=3, sampling=SAMPLING, seed=0, stream=()
+    )
+    with pytest.raises(DataError, match="2 verdicts for 3 responses"):
+        verify_groups(rollouts, Forgetful())
