@@ -100,6 +100,12 @@ def test_away_from_a_terminal_the_output_is_one_plain_line_per_check() -> None:
     ]
 
 
+def test_the_report_prints_and_returns_the_exit_code() -> None:
+    stream = io.StringIO()
+    assert doctor.report(stream) == 0
+    assert stream.getvalue().count("\n") == len(diagnose()) + 1
+
+
 def test_on_a_terminal_the_output_is_a_table() -> None:
     stream = Terminal()
     render(CHECKS, stream)

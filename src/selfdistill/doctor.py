@@ -82,6 +82,13 @@ def diagnose(folder: Path | None = None) -> list[Check]:
     return checks
 
 
+def report(stream: TextIO | None = None) -> int:
+    """Diagnose the current folder's machine, print the findings and return the exit code."""
+    checks = diagnose()
+    render(checks, stream)
+    return exit_code(checks)
+
+
 def exit_code(checks: Sequence[Check]) -> int:
     """Return 1 if a check failed, else 0."""
     return int(any(check.status == "failure" for check in checks))

@@ -205,9 +205,7 @@ def test_forbidden_ids_never_make_a_nan(divergence, support, tail, forbidden_by)
         teacher[:, 3:6] = -math.inf
     student = student.float().requires_grad_()
     top_k = None if support == "full" else 7
-    value = token_divergence(
-        student, teacher.float(), divergence=divergence, support=support, top_k=top_k, tail=tail
-    )
+    value = token_divergence(student, teacher.float(), divergence=divergence, support=support, top_k=top_k, tail=tail)
     value.sum().backward()
     assert value.isfinite().all() and student.grad.isfinite().all()
     if forbidden_by == "both" and support == "full":

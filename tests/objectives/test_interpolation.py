@@ -13,7 +13,16 @@ from selfdistill.objectives import interpolate_targets, select_by_entropy_ratio,
 
 @pytest.mark.parametrize(
     ("budget", "tokens", "count"),
-    [(0.03, 1024, 31), (0.1, 30, 3), (0.07, 100, 7), (0.1, 3, 1), (0.34, 3, 2), (0.0, 50, 0), (1.0, 50, 50), (0.01, 1, 1)],
+    [
+        (0.03, 1024, 31),
+        (0.1, 30, 3),
+        (0.07, 100, 7),
+        (0.1, 3, 1),
+        (0.34, 3, 2),
+        (0.0, 50, 0),
+        (1.0, 50, 50),
+        (0.01, 1, 1),
+    ],
 )
 def test_the_budget_selects_the_ceiling_of_its_share(budget, tokens, count):
     entropies = torch.rand(tokens, generator=torch.Generator().manual_seed(0))
@@ -33,7 +42,9 @@ def test_the_largest_ratios_of_teacher_to_student_entropy_are_selected():
 
 
 def test_ties_go_to_the_earlier_token():
-    assert select_by_entropy_ratio(torch.ones(200), torch.ones(200), 0.03).nonzero().flatten().tolist() == list(range(6))
+    assert select_by_entropy_ratio(torch.ones(200), torch.ones(200), 0.03).nonzero().flatten().tolist() == list(
+        range(6)
+    )
 
 
 def test_a_certain_student_ranks_by_the_floor_of_its_entropy():

@@ -1,7 +1,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdistill.verifiers.extraction import (
@@ -120,12 +120,14 @@ def test_integers_have_one_canonical_form(text, expected):
     assert canonical_integer(text) == expected
 
 
+@settings(deadline=None)
 @given(st.integers())
 def test_every_integer_survives_canonicalisation(number):
     assert canonical_integer(str(number)) == str(number)
     assert canonical_integer(f"{number:,}") == str(number)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="\\boxed{}# \n1<think>/answer is:*$%.", max_size=300))
 def test_no_response_breaks_the_extraction(text):
     answer = final_answer(text)

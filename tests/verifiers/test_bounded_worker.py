@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 
@@ -81,3 +82,10 @@ def test_closing_ends_the_process(worker):
 def test_a_target_that_does_not_import_is_one_clear_error(worker):
     with pytest.raises(SelfDistillError, match=r"worker_targets:absent did not start: AttributeError.*doctor"):
         worker("absent").call()
+
+
+def test_a_child_ends_itself_when_its_parent_never_comes_back(worker):
+    target = worker("misbehave", timeout=0.2)
+    child = target._running_child()
+    child.send({"how": "hang"})
+    assert child.process.wait(timeout=60) == -signal.SIGALRM

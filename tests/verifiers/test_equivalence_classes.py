@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdistill.verifiers import NO_ANSWER, equivalence_classes
@@ -30,6 +30,7 @@ def test_no_answers_make_no_classes():
     assert equivalence_classes([None, None], same_number) == [NO_ANSWER, NO_ANSWER]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 50).map(str), max_size=60), st.integers(0, 30))
 def test_the_number_of_comparisons_is_bounded(answers, limit):
     calls = []
@@ -37,6 +38,7 @@ def test_the_number_of_comparisons_is_bounded(answers, limit):
     assert len(calls) <= limit
 
 
+@settings(deadline=None)
 @given(st.lists(st.none() | st.integers(0, 9), max_size=40))
 def test_classes_agree_with_the_relation(numbers):
     answers = [None if number is None else f"{number:0{1 + index % 3}d}" for index, number in enumerate(numbers)]

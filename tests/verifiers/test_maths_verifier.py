@@ -152,7 +152,7 @@ def test_integers_and_equal_strings_need_no_child():
 
 
 def test_a_time_limit_must_be_positive():
-    with pytest.raises(SelfDistillError, match="timeout=0 .* must be positive"):
+    with pytest.raises(SelfDistillError, match=r"timeout=0 .* must be positive"):
         MathsVerifier(timeout=0)
 
 

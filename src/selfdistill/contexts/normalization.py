@@ -41,5 +41,5 @@ def canonical(text: str) -> str:
 
 
 def normalize(text: str) -> str:
-    r"""Return Norm: no delimiters, ``\left``, white space, thousands commas; one fraction, product, minus."""
+    """Return Norm(text): the canonical text without white space (METHODS 3.1)."""
     return _WHITE_SPACE.sub("", canonical(text))

@@ -1,4 +1,4 @@
-"""GRPO (arXiv 2402.03300), with and without dividing by the group's standard deviation: the policy-gradient baselines."""
+"""GRPO (arXiv 2402.03300), with and without dividing by the group's standard deviation: policy-gradient baselines."""
 
 from dataclasses import replace
 

@@ -1,7 +1,8 @@
 """A method is a composition of parts, as data: it can be printed, saved with a run, compared and overridden setting by setting.
 
-Two independent choices make a self-teacher, WHAT it sees (``context``) and WHOSE weights it has (``teacher``); ``weighting`` says which questions count,
-``routing`` which objective each rollout goes to, ``reduction`` what the loss is divided by.
+Two independent choices make a self-teacher, WHAT it sees (``context``) and WHOSE weights it has (``teacher``);
+``weighting`` says which questions count, ``routing`` which objective each rollout goes to, ``reduction`` what the loss
+is divided by.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from selfdistill.objectives.parts import Distillation, Imitation, PolicyGradient
 from selfdistill.teachers.parts import NoTeacher, Teacher
 from selfdistill.weighting.parts import Uniform, Weighting
 from selfdistill.weighting.routing import Routing
-
 
 Context = Annotated[NoContext | FullSolution | PartialSolution | SiblingSuccess, Field(discriminator="kind")]
 
@@ -64,33 +64,42 @@ class Method:
                 return f"{objective} is set, but routing sends no row there; remove it or change routing"
         sampled = isinstance(self.source, OwnRollouts)
         if sampled == ("imitation" in used):
-            return f"source {self.source.kind!r} does not go with objectives {sorted(used)}: imitation learns from reference_solutions, everything else from rollouts"
+            remedy = "imitation learns from reference_solutions, everything else from rollouts"
+            return f"source {self.source.kind!r} does not go with objectives {sorted(used)}: {remedy}"
         return None
 
     def _check_teacher(self) -> str | None:
-        distils = self.distillation is not None
-        if distils and isinstance(self.teacher, NoTeacher):
-            return "distillation needs a teacher, but teacher is 'none'; choose initial, moving_average, live or trust_region"
-        if distils and isinstance(self.context, NoContext):
-            return "distillation needs privileged text, but context is 'none'; choose full_solution, partial_solution or sibling_success"
-        if not distils and not (isinstance(self.teacher, NoTeacher) and isinstance(self.context, NoContext)):
-            return f"context {self.context.kind!r} and teacher {self.teacher.kind!r} are never used: this method has no distillation; set both to none"
+        has_teacher, has_context = not isinstance(self.teacher, NoTeacher), not isinstance(self.context, NoContext)
+        if self.distillation is None:
+            if not has_teacher and not has_context:
+                return None
+            parts = f"context {self.context.kind!r} and teacher {self.teacher.kind!r}"
+            return f"{parts} are never used: this method has no distillation; set both to none"
+        if not has_teacher:
+            remedy = "choose initial, moving_average, live or trust_region"
+            return f"distillation needs a teacher, but teacher is 'none'; {remedy}"
+        if not has_context:
+            remedy = "choose full_solution, partial_solution or sibling_success"
+            return f"distillation needs privileged text, but context is 'none'; {remedy}"
         return None
 
     def _check_group(self) -> str | None:
-        size = self.source.group_size
-        if size > 1:
+        comparing = [part.kind for part in (self.context, self.weighting) if getattr(part, "compares_siblings", False)]
+        comparing += [] if self.policy is None else [self.policy.kind]
+        if self.source.group_size > 1 or not comparing:
             return None
-        for part in (self.context, self.weighting, self.policy):
-            if part is not None and getattr(part, "compares_siblings", False):
-                return f"source.group_size is {size}, but {part.kind!r} compares the rollouts of a group; use 2 or more"
-        return None
+        if isinstance(self.source, OwnRollouts):
+            return f"source.group_size is 1, but {comparing[0]!r} compares the rollouts of a group; use 2 or more"
+        return f"{comparing[0]!r} compares rollouts of a group, but source {self.source.kind!r} has none; remove it"
 
 
 ADAPTER: TypeAdapter[Method] = TypeAdapter(Method)
 
 
 def as_data(method: Method) -> dict[str, Any]:
-    """Return the method as plain nested dictionaries, in the order in which it reads."""
+    """Return the method as plain nested dictionaries, in the order in which it reads.
+
+    Complete, so that ``build(name, **rest)`` gives an equal method: an objective that it does not have is None.
+    """
     data: dict[str, Any] = ADAPTER.dump_python(method, mode="json")
-    return {key: value for key, value in data.items() if value is not None}
+    return data

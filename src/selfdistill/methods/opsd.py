@@ -1,4 +1,4 @@
-"""OPSD (arXiv 2601.18734): the initial weights, shown the full reference solution, teach the student on its own rollouts."""
+"""OPSD (arXiv 2601.18734): the initial weights, shown the full solution, teach the student on its own rollouts."""
 
 from selfdistill.contexts import FullSolution
 from selfdistill.methods.method import Method

@@ -1,5 +1,8 @@
-"""PAINT (arXiv 2604.26573): the teacher sees a solution whose suffix is hidden according to how much of it the rollout already contains, and its target
-moves towards the student at the few tokens where their entropies mismatch most."""
+"""PAINT (arXiv 2604.26573): the initial weights, shown part of the solution, teach the student on its own rollouts.
+
+The more of the solution a rollout already contains, the more of it is hidden; at the few tokens where the two entropies
+mismatch most, the target moves towards the student.
+"""
 
 from selfdistill.contexts import PartialSolution
 from selfdistill.methods.method import Method

@@ -30,16 +30,25 @@ def names() -> list[str]:
 def build(name: str, **settings: Any) -> Method:
     """Return the named method with ``settings`` applied.
 
-    ``build("sc_sdpo", alpha=1.0)``, ``build("paint", context={"hidden_wrong": 0.25})`` and ``build("paint", **{"context.hidden_wrong": 0.25})`` all work.
+    ``build("sc_sdpo", alpha=1.0)``, ``build("paint", context={"hidden_wrong": 0.25})`` and
+    ``build("paint", **{"context.hidden_wrong": 0.25})`` all work.
 
     Raises:
         RecipeError: for an unknown name or an unknown, malformed or contradictory setting; names the nearest valid one.
     """
-    if name not in _METHODS:
-        raise RecipeError(f"unknown method {name!r}{nearest(name, _METHODS)}")
-    return with_settings(_METHODS[name](), settings)
+    return with_settings(_registered(name)(), settings)
 
 
 def summary(name: str) -> str:
-    """Return the one line that says what the named method is."""
-    return (_METHODS[name].__doc__ or "").strip().splitlines()[0].removeprefix("Return ").rstrip(".")
+    """Return the one line that says what the named method is.
+
+    Raises:
+        RecipeError: for an unknown name.
+    """
+    return (_registered(name).__doc__ or "").strip().splitlines()[0].removeprefix("Return ").rstrip(".")
+
+
+def _registered(name: str) -> Callable[[], Method]:
+    if name not in _METHODS:
+        raise RecipeError(f"unknown method {name!r}{nearest(name, _METHODS)}")
+    return _METHODS[name]

@@ -1,4 +1,4 @@
-"""SC-SDPO (arXiv 2605.27765) and the weightings that it is compared with: SDPO with each question's tokens weighted by its pass rate."""
+"""SC-SDPO (arXiv 2605.27765), SDPO with each question weighted by its pass rate, and the weightings compared with it."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from selfdistill.weighting.parts import HardFilter, Paced, PassRate
 
 
 def sc_sdpo() -> Method:
-    """Return SC-SDPO: weight (p (1 - p))^alpha, alpha = 0.5, divided by its mean over the informative questions (METHODS section 6)."""
+    """Return SC-SDPO: weight (p (1 - p))^0.5 over its mean on the informative questions (METHODS section 6)."""
     return replace(sdpo(), name="sc_sdpo", paper="SC-SDPO, arXiv 2605.27765", weighting=PassRate(alpha=0.5))
 
 

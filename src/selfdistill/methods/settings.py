@@ -1,7 +1,8 @@
 """Overriding a method's settings: from nested or dotted names to a new, validated Method.
 
-``{"context.hidden_wrong": 0.25}``, ``{"context": {"hidden_wrong": 0.25}}`` and, where only one part has a setting of that name, plain
-``{"hidden_wrong": 0.25}`` mean the same. Giving a part another ``kind`` (or writing the kind in place of the part) starts from that kind's own defaults.
+``{"context.hidden_wrong": 0.25}``, ``{"context": {"hidden_wrong": 0.25}}`` and, where only one part has a setting of
+that name, plain ``{"hidden_wrong": 0.25}`` mean the same. Giving a part another ``kind`` (or writing the kind in place
+of the part) starts from that kind's own defaults; the order in which settings are written does not matter.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from selfdistill.errors import RecipeError, nearest
 from selfdistill.methods.method import ADAPTER, Method
-from selfdistill.validation import explain
+from selfdistill.validation import admitted, explain, kind_of, setting_types
 
 OBJECTIVES = ("distillation", "policy", "imitation")
 
@@ -27,8 +28,8 @@ def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:
     if not settings:
         return method
     data = ADAPTER.dump_python(method)
-    for name, value in settings.items():
-        data = _merge(data, nested(_full_path(data, name), value), method.name)
+    for name, value in sorted(((str(name), value) for name, value in settings.items()), key=_turn):
+        data = _merge(data, nested(_full_path(data, name), value))
     return validated(data, f"method {method.name!r}")
 
 
@@ -48,30 +49,48 @@ def nested(path: str, value: Any) -> dict[str, Any]:
     return value
 
 
+def _turn(setting: tuple[str, Any]) -> int:
+    """Return when a setting is applied: kinds first, which reset their part; then parts; then what is inside parts."""
+    name, value = setting
+    is_part = name in setting_types(Method)
+    if name.endswith(".kind") or (is_part and (isinstance(value, str) or _kind(value) is not None)):
+        return 0
+    return 1 if is_part else 2
+
+
 def _full_path(data: Mapping[str, Any], name: str) -> str:
     head = name.split(".")[0]
     if head in data:
         return name
     if "." in name:
         raise RecipeError(f"method {data['name']!r} has no part {head!r}{nearest(head, data)}")
-    owners = [path for path in _leaves(data) if path.rsplit(".", 1)[-1] == name]
+    paths = list(_leaves(data, Method))
+    owners = [path for path in paths if path.rsplit(".", 1)[-1] == name]
     if len(owners) == 1:
         return owners[0]
     if owners:
         raise RecipeError(f"setting {name!r} of method {data['name']!r} is ambiguous; write one of {', '.join(owners)}")
-    leaves = {path.rsplit(".", 1)[-1] for path in _leaves(data)}
-    raise RecipeError(f"method {data['name']!r} has no setting {name!r}{nearest(name, leaves | set(data))}")
+    valid = {*data, *(path.rsplit(".", 1)[-1] for path in paths)} - {"kind", "name", "paper"}
+    raise RecipeError(f"method {data['name']!r} has no setting {name!r}{nearest(name, valid)}")
 
 
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
+def _leaves(data: Mapping[str, Any], owner: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all settings of the parts in ``data``, those that have their defaults included."""
+    for name, annotation in setting_types(owner).items():
+        parts = [option for option in admitted(annotation) if setting_types(option)]
+        value = data.get(name)
+        chosen = [part for part in parts if len(parts) == 1 or kind_of(part) == _kind(value)]
+        if chosen and (isinstance(value, Mapping) or name not in data):
+            yield from _leaves(value or {}, chosen[0], f"{prefix}{name}.")
+        elif not parts:
             yield f"{prefix}{name}"
 
 
-def _merge(data: Mapping[str, Any], changes: Mapping[str, Any], method_name: str) -> dict[str, Any]:
+def _kind(value: Any) -> Any:
+    return value.get("kind") if isinstance(value, Mapping) else None
+
+
+def _merge(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(data)
     for name, change in changes.items():
         present = merged.get(name)
@@ -81,7 +100,7 @@ def _merge(data: Mapping[str, Any], changes: Mapping[str, Any], method_name: str
             present = {}
         if isinstance(present, Mapping) and isinstance(change, Mapping):
             other_kind = "kind" in change and change["kind"] != present.get("kind", change["kind"])
-            merged[name] = dict(change) if other_kind else _merge(present, change, method_name)
+            merged[name] = dict(change) if other_kind else _merge(present, change)
         else:
             merged[name] = change
     return merged

@@ -16,7 +16,7 @@ class OwnRollouts:
 
     requires: ClassVar[tuple[str, ...]] = ()
     kind: Literal["rollouts"] = "rollouts"
-    group_size: int = Field(8, ge=1)
+    group_size: int = Field(default=8, ge=1)
     """G, rollouts per question."""
 
 

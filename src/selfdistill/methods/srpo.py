@@ -1,4 +1,4 @@
-"""SRPO (arXiv 2604.02288): failed rollouts that a teacher can help with are distilled, every other one gets the policy gradient."""
+"""SRPO (arXiv 2604.02288): failures that a teacher can help with are distilled, all else gets the policy gradient."""
 
 from selfdistill.contexts import SiblingSuccess
 from selfdistill.methods.method import Method
@@ -9,12 +9,12 @@ from selfdistill.weighting.routing import FailuresToDistillation
 
 
 def srpo() -> Method:
-    """Return SRPO as published (METHODS section 7): entropy-weighted SDPO tokens, one token mean over all routed tokens."""
+    """Return SRPO as published (METHODS section 7): entropy-weighted SDPO tokens, one mean over all routed tokens."""
     return Method(
         name="srpo",
         paper="SRPO, arXiv 2604.02288",
         source=OwnRollouts(group_size=8),
-        context=SiblingSuccess(demonstration="random"),
+        context=SiblingSuccess(demonstration="random", threshold=0.5),
         teacher=MovingAverage(rate=0.05, every="batch"),
         routing=FailuresToDistillation(),
         distillation=Distillation(

@@ -128,7 +128,7 @@ def _restrict(
 
 
 def _largest_ids(log_probs: Float[Tensor, "... V"], count: int) -> Int[Tensor, "... K"]:
-    """Return the ids of the ``count`` largest entries; ties go to the lower id, which a plain top-k does not promise."""
+    """Return the ids of the ``count`` largest entries; ties go to the lower id, which plain top-k does not promise."""
     values, ids = log_probs.topk(count, dim=-1)
     tied = (log_probs >= values[..., -1:]).sum(-1) > count
     if tied.any():

@@ -56,12 +56,11 @@ def linear_token_divergence(
     """Return the record of N tokens; a full :func:`token_divergence` on projected logits, in chunks of rows.
 
     ``student_hidden`` may have any floating dtype and is where gradients flow; ``teacher_hidden`` is a constant.
-    ``weight`` is the student's head, a [V, H] matrix or a :class:`Projection` (bias, scale, soft cap); ``teacher_weight``
-    is the teacher's, None for the same. With ``response_ids`` the record has both log-probabilities, at
+    ``weight`` is the student's head, a [V, H] matrix or a :class:`Projection` (with bias, scale, soft cap);
+    ``teacher_weight`` is the teacher's, None for the same. With ``response_ids`` the record has log-probabilities, at
     ``logprob_temperature`` (None: ``temperature``). On ``selected`` tokens the target is interpolated by ``strength``,
-    k in [0, 1] (PAINT, METHODS 3.5); the record's teacher entropy and log-probability are those before. With
-    ``rows_per_chunk`` None a chunk has at most 2^24 logits and a quarter of the rows. The other settings are those
-    of :func:`token_divergence`.
+    k in [0, 1] (PAINT, METHODS 3.5); teacher entropy and log-probability are those before. With ``rows_per_chunk``
+    None a chunk has at most 2^24 logits and a quarter of the rows. For the rest see :func:`token_divergence`.
 
     Raises:
         SettingError: settings that cannot be, or tensors whose sizes do not fit together.

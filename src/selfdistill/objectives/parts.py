@@ -102,7 +102,7 @@ class Distillation:
             remedy = "set divergence='reverse_kl'"
             raise ValueError(f"estimator='sampled_token' estimates the reverse KL, not {self.divergence!r}; {remedy}.")
         unread = {"support": self.support != "full", "entry_clip": self.entry_clip, "token_clip": self.token_clip}
-        unread["interpolation_fraction"] = self.interpolation_fraction
+        unread |= {"interpolation_fraction": self.interpolation_fraction, "temperature": self.temperature}
         for field, value in unread.items():
             if value:
                 given = f"{field}={getattr(self, field)!r}"

@@ -1,7 +1,7 @@
 """Micro-batches by token budget: from row lengths to lists of row indices.
 
-Rows of similar length share a micro-batch, so that little is spent on padding; the loss does not depend on the grouping, because its denominators are
-global (see :mod:`selfdistill.objectives.reductions`).
+Rows of similar length share a micro-batch, so that little is spent on padding; the loss does not depend on the grouping,
+because its denominators are global (see :mod:`selfdistill.objectives.reductions`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Group row indices so that ``rows * longest row`` stays within ``token_budget`` tokens.
 
-    Longest rows come first, so that a run that is going to exceed memory does so at once. A row longer than the budget gets a micro-batch of its own.
+    Longest rows come first, so that a run that is going to exceed memory does so at once. A row longer than the budget
+    gets a micro-batch of its own.
 
     Raises:
         ValueError: if ``token_budget`` is not positive.

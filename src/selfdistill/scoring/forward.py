@@ -1,7 +1,8 @@
 """One forward pass over given tokens: from (prompt ids, response ids) to the hidden states that predict each response token.
 
-Alignment (METHODS section 1): response token n is predicted from the position before it, in the student's and in the teacher's sequence alike. Rows are
-padded on the right, so positions count from each row's own start and padding cannot shift them.
+Alignment (METHODS section 1): response token n is predicted from the position before it, in the student's and in the
+teacher's sequence alike. Rows are padded on the right, so positions count from each row's own start and padding cannot
+shift them.
 """
 
 from __future__ import annotations
@@ -43,8 +44,14 @@ def response_states(model: nn.Module, pairs: Sequence[TokenPair], pad_id: int = 
         pad_id: any valid id; padded positions are masked.
 
     Returns:
-        Hidden states ``[N, H]`` in the model's dtype; rows one after the other in the given order, N = sum of response lengths.
+        Hidden states ``[N, H]`` in the model's dtype; rows one after the other in the given order, N = sum of response
+        lengths.
+
+    Raises:
+        ValueError: a prompt or a response is empty; nothing would predict its first token, or nothing is to be scored.
     """
+    if not all(len(prompt) and len(response) for prompt, response in pairs):
+        raise ValueError("a row to be scored has an empty prompt or an empty response; leave such rows out")
     device = model_device(model)
     longest = max(sequence_length(pair) for pair in pairs)
     input_ids = torch.full((len(pairs), longest), pad_id, dtype=torch.long)
@@ -65,7 +72,7 @@ def response_states(model: nn.Module, pairs: Sequence[TokenPair], pad_id: int = 
 def score_rows(
     model: nn.Module, pairs: Sequence[TokenPair], token_budget: int, pad_id: int = 0
 ) -> list[Float[Tensor, "n H"]]:
-    """Return each row's hidden states, computed without gradient in micro-batches of at most ``token_budget`` tokens, in the order of ``pairs``."""
+    """Return each row's hidden states in the order of ``pairs``, without gradient, ``token_budget`` tokens at a time."""
     states: list[Tensor | None] = [None] * len(pairs)
     with evaluation_mode(model), torch.no_grad():
         for batch in micro_batches([sequence_length(pair) for pair in pairs], token_budget):
@@ -77,10 +84,11 @@ def score_rows(
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the block and restore the mode afterwards."""
-    training = model.training
+    """Switch dropout off inside the block and give every module its own mode back afterwards."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True

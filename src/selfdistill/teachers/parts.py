@@ -22,7 +22,7 @@ class MovingAverage:
     """Exponential moving average of the student: teacher <- (1 - rate) teacher + rate student, kept in float32 (SDPO)."""
 
     kind: Literal["moving_average"] = "moving_average"
-    rate: float = Field(0.05, gt=0, le=1)
+    rate: float = Field(default=0.05, gt=0, le=1)
     """Update rate u; the decay is 1 - u."""
     every: Literal["batch", "step"] = "batch"
     """Update once per rollout batch (SDPO) or after every optimiser step."""
@@ -40,7 +40,7 @@ class TrustRegion:
     """Logits (1 - rate) z_initial + rate z_student, both on the privileged prompt (SDPO)."""
 
     kind: Literal["trust_region"] = "trust_region"
-    rate: float = Field(0.05, ge=0, le=1)
+    rate: float = Field(default=0.05, ge=0, le=1)
     """Share u of the current student."""
 
 

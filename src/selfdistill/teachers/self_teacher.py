@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from selfdistill.errors import ModelError
 from selfdistill.models.head import Head, MixedProjection, Projection, projection_of
 from selfdistill.scoring.forward import TokenPair, score_rows
 from selfdistill.teachers.parts import Initial, Live, MovingAverage, NoTeacher, TrustRegion
@@ -42,7 +43,7 @@ class SelfTeacher(ABC):
         """Return a block inside which ``self.model`` has the teacher's weights."""
 
     def score(self, pairs: Sequence[TokenPair], token_budget: int, pad_id: int = 0) -> TeacherScores:
-        """Score response tokens given privileged prompts, without gradient, in micro-batches of at most ``token_budget`` tokens."""
+        """Score response tokens given privileged prompts, without gradient, ``token_budget`` tokens at a time."""
         with self.view():
             projection = _constant(projection_of(self.model))
             return TeacherScores(score_rows(self.model, pairs, token_budget, pad_id), projection)
@@ -76,13 +77,14 @@ class InitialTeacher(SelfTeacher):
         return dict(self.initial)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.initial = _like(self.initial, state)
+        _restore(self.initial, state)
 
 
 class MovingAverageTeacher(SelfTeacher):
     """Moving average of the trainable weights (the adapter's factors under LoRA), started at the student's own values.
 
-    The average is float32 whatever the model's dtype: at small learning rates a bf16 average would not move at all.
+    The average is float32 even if the model is bf16 (float64 if that is): at small learning rates a bf16 average would
+    not move at all.
     """
 
     def __init__(self, model: nn.Module, rate: float, every: Literal["batch", "step"]) -> None:
@@ -104,13 +106,14 @@ class MovingAverageTeacher(SelfTeacher):
     @torch.no_grad()
     def _follow(self) -> None:
         for name, parameter in trainable(self.model).items():
-            self.average[name].lerp_(parameter.detach().float(), self.rate)
+            average = self.average[name]
+            average.lerp_(parameter.detach().to(average.dtype), self.rate)
 
     def state_dict(self) -> Weights:
         return dict(self.average)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.average = _like(self.average, state)
+        _restore(self.average, state)
 
 
 class LiveTeacher(SelfTeacher):
@@ -145,7 +148,9 @@ class TrustRegionTeacher(SelfTeacher):
         self.initial.load_state_dict(state)
 
 
-def start_teacher(part: Initial | MovingAverage | Live | TrustRegion | NoTeacher, model: nn.Module) -> SelfTeacher | None:
+def start_teacher(
+    part: Initial | MovingAverage | Live | TrustRegion | NoTeacher, model: nn.Module
+) -> SelfTeacher | None:
     """Make the teacher that a method asks for, from the student as it is now (before its first update)."""
     match part:
         case Initial():
@@ -166,8 +171,13 @@ def _constant(projection: Projection) -> Projection:
     return replace(projection, weight=projection.weight.detach(), bias=None if bias is None else bias.detach())
 
 
-def _like(own: Weights, state: Mapping[str, Tensor]) -> Weights:
-    missing = own.keys() ^ state.keys()
-    if missing:
-        raise KeyError(f"the teacher's saved weights do not fit this model: {sorted(missing)[:3]}")
-    return {name: state[name].to(device=value.device, dtype=value.dtype) for name, value in own.items()}
+def _restore(own: Weights, state: Mapping[str, Tensor]) -> None:
+    """Copy ``state`` into ``own``, so that neither changes with the other later."""
+    differing = own.keys() ^ state.keys() or {name for name in own if own[name].shape != state[name].shape}
+    if differing:
+        raise ModelError(
+            f"the teacher's saved weights are another model's: {min(differing)!r} is missing, unknown or of another shape; "
+            "resume with the model and the method that the checkpoint was made with"
+        )
+    for name, value in own.items():
+        value.copy_(state[name])

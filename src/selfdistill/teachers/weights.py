@@ -18,7 +18,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def swapped(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give ``model`` the named ``weights`` (cast to its dtype) inside the block, and its own back afterwards, whatever happens.
+    """Give ``model`` the named ``weights`` (cast to its dtype) inside the block, and its own back, whatever happens.
 
     Storages are exchanged, nothing is copied when dtypes agree. Gradients must not be taken inside the block.
     """
@@ -40,6 +40,11 @@ def adapters_off(model: nn.Module) -> AbstractContextManager[None]:
 
 
 @torch.no_grad()
-def snapshot(model: nn.Module, dtype: torch.dtype | None = None) -> Weights:
-    """Return copies of the trainable parameters, in ``dtype`` if given."""
-    return {name: parameter.detach().to(dtype or parameter.dtype, copy=True) for name, parameter in trainable(model).items()}
+def snapshot(model: nn.Module, at_least: torch.dtype | None = None) -> Weights:
+    """Return copies of the trainable parameters, none in less precision than ``at_least`` if given."""
+
+    def copy(parameter: Tensor) -> Tensor:
+        dtype = parameter.dtype if at_least is None else torch.promote_types(parameter.dtype, at_least)
+        return parameter.detach().to(dtype, copy=True)
+
+    return {name: copy(parameter) for name, parameter in trainable(model).items()}

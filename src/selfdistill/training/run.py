@@ -131,7 +131,7 @@ def take_step(run: Run) -> Metrics:
     metrics, plan = run.trainer.step(state)
     run.folder.append(run.folder.metrics, [finite(metrics)])
     _save_rollouts(run, plan)
-    run.trainer.progress.step_line(metrics)
+    run.trainer.progress.step_line(metrics, train_config.steps)
     if state.bad_steps >= train_config.max_bad_steps:
         raise TrainingError(
             f"loss or gradient was not finite for {state.bad_steps} steps in a row (last loss {metrics['loss']}, gradient norm {metrics['grad_norm']}); "

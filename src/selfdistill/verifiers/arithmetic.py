@@ -41,8 +41,7 @@ def _gold(question: Question) -> str:
     if gold is None:
         raise DataError(
             f"question {question.id!r}: the answer {question.answer!r} is not an integer, which the arithmetic "
-            "verifier needs; "
-            "correct the row or use the maths verifier (data.task=maths)"
+            "verifier needs; correct the row or use the maths verifier (data.task=maths)"
         )
     return gold
 

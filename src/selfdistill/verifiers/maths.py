@@ -59,7 +59,8 @@ class MathsVerifier:
             return True
         if self._hostile.intersection((first.strip(), second.strip())):
             return False
-        return self._compare(first, second) is True or self._compare(second, first) is True
+        outcome = self._compare(first, second)
+        return outcome is True or (outcome is False and self._compare(second, first) is True)
 
     def classes(self, answers: Sequence[str | None]) -> list[int]:
         """Return the equivalence class of each answer (:func:`equivalence_classes`)."""
@@ -111,8 +112,7 @@ def _gold(question: Question) -> str:
         gold = reference_answer(question.solution)
     if gold is None or not gold.strip():
         raise DataError(
-            f"question {question.id!r} states no answer, which the maths verifier needs: map the column that holds it "
-            "with "
-            "data.columns.answer, or give solutions that end with \\boxed{...} or '#### number'"
+            f"question {question.id!r} states no answer, which the maths verifier needs: set data.columns.answer to "
+            "the column that holds it, or give solutions that end with \\boxed{...} or '#### number'"
         )
     return gold

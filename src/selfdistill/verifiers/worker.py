@@ -5,8 +5,8 @@ how it failed. Limits by signals do not work off the main thread and cannot inte
 always works.
 
 The child is a fresh interpreter (nothing of the parent's memory, no re-import of the user's script), kept between calls
-and replaced after a fault. It ends with its parent: its input closes, and its own limit of processor time stops even a
-computation that never reads on.
+and replaced after a fault. It ends with its parent: its input closes, and a timer of its own stops even a computation
+that never reads on.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import math
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +27,9 @@ from selfdistill.errors import SelfDistillError
 
 START_SECONDS = 120.0
 """Longest wait for a child to import its function; a busy machine is slow, a broken installation fails at once."""
+
+_GRACE_SECONDS = 2.0
+"""A child ends itself this long after its parent should have killed it."""
 
 _BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -168,11 +171,13 @@ def serve(target: str, timeout: float, memory_mib: int) -> None:
     _limit_memory(memory_mib)
     reply({"result": "ready"})
     for line in sys.stdin:
-        _limit_processor_time(timeout)
+        _end_after(timeout + _GRACE_SECONDS)
         try:
-            reply({"result": function(**json.loads(line))})
-        except (Exception, RecursionError) as error:
-            reply({"fault": type(error).__name__})
+            answer = {"result": function(**json.loads(line))}
+        except Exception as error:
+            answer = {"fault": type(error).__name__}
+        _end_after(0)
+        reply(answer)
 
 
 def _limit_memory(memory_mib: int) -> None:
@@ -182,11 +187,7 @@ def _limit_memory(memory_mib: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
 
 
-def _limit_processor_time(timeout: float) -> None:
-    """Let the child live for one more call: the backstop for when the parent is gone and cannot kill it."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        soft = math.ceil(usage.ru_utime + usage.ru_stime + timeout) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+def _end_after(seconds: float) -> None:
+    """Let the system end this process unless that is revoked with 0: the backstop for a parent that is gone."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
