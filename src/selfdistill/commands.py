@@ -1,17 +1,21 @@
-"""What each command does, in terms of the library. Heavy imports wait until a command needs them, so that `selfdistill methods` is quick."""
+"""What each command does, in terms of the library.
+
+Heavy imports wait until a command needs them, so that `selfdistill methods` is quick.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
-
 from selfdistill.errors import RecipeError
+
+DEMO = ("paint", "sc_sdpo")
+"""The embedded recipes of ``selfdistill demo``."""
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -24,8 +28,8 @@ def train(arguments: argparse.Namespace) -> int:
     with make_progress() as progress:
         result = run(recipe, resume=arguments.resume, progress=progress)
     if not result.finished:
-        again = " ".join(["selfdistill train", arguments.recipe, *arguments.overrides, "--resume"])
-        print(f"stopped after step {result.step}; resume with: {again}")
+        again = shlex.join(["selfdistill", "train", arguments.recipe, *arguments.overrides, "--resume"])
+        print(f"stopped after step {result.step} of {recipe.train.steps}; go on with: {again}")
         return 0
     for step, evaluation in sorted(result.evaluations.items()):
         print(f"step {step:>5}  {evaluation}")
@@ -34,30 +38,27 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """``selfdistill evaluate TARGET [key=value ...] [--out FOLDER] [--rescore FILE]``."""
-    from selfdistill.evaluation.result import EvaluationResult
+    """``selfdistill evaluate TARGET [key=value ...] [--out FOLDER | --rescore FILE]``."""
     from selfdistill.training.evaluating import evaluate_recipe, recipe_of, rescore_file
     from selfdistill.training.progress import make_progress
-    from selfdistill.training.run_folder import write_json
 
     recipe = recipe_of(arguments.target, arguments.overrides)
-    out = Path(arguments.out) if arguments.out else recipe.folder / "evaluations" / "now"
-    result: EvaluationResult
     if arguments.rescore:
-        result = rescore_file(recipe, Path(arguments.rescore))
+        generations = Path(arguments.rescore)
+        result, folder = rescore_file(recipe, generations), generations.parent
     else:
+        out = Path(arguments.out) if arguments.out else None
         with make_progress() as progress:
-            result = evaluate_recipe(recipe, out, progress)
-    write_json(out / "result.json", {"step": 0, "evaluations": {"0": result.to_json()}})
+            result, folder = evaluate_recipe(recipe, out, progress)
     print(result)
-    print(f"result: {out / 'result.json'}")
+    print(f"result: {folder / 'result.json'}")
     return 0
 
 
 def compare(arguments: argparse.Namespace) -> int:
     """``selfdistill compare RECIPE ... [key=value ...] [--seeds N] [--jobs N] [--out FOLDER]``."""
-    recipes = [word for word in arguments.recipes if "=" not in word]
-    overrides = [word for word in arguments.recipes if "=" in word]
+    recipes = [word for word in arguments.recipes if _is_recipe(word)]
+    overrides = [word for word in arguments.recipes if not _is_recipe(word)]
     if not recipes:
         raise RecipeError("compare needs at least one recipe file, for example recipes/embedded/paint.yaml")
     return _compare(recipes, overrides, arguments.seeds, arguments.jobs, Path(arguments.out))
@@ -66,29 +67,26 @@ def compare(arguments: argparse.Namespace) -> int:
 def demo(arguments: argparse.Namespace) -> int:
     """``selfdistill demo``: PAINT and SC-SDPO on the embedded model and task."""
     folder = Path(str(files("selfdistill"))) / "recipes" / "embedded"
-    recipes = [str(folder / f"{name}.yaml") for name in ("paint", "sc_sdpo")]
     out = Path(arguments.out)
-    if (out / "table.json").exists():  # a finished demo is shown again from the start; an interrupted one goes on
-        shutil.rmtree(out)
-    print("Training PAINT and SC-SDPO on the embedded model: multi-step arithmetic, 0.8M parameters, CPU.", flush=True)
-    return _compare(recipes, arguments.overrides, 1, None, out)
+    _clear_finished_demo(out)
+    print("Training PAINT and SC-SDPO on the embedded model: multi-step arithmetic, 0.8M parameters.", flush=True)
+    return _compare([str(folder / f"{name}.yaml") for name in DEMO], arguments.overrides, 1, None, out)
 
 
 def methods(arguments: argparse.Namespace) -> int:
     """``selfdistill methods [NAME [setting=value ...]]``."""
-    from selfdistill.methods import as_data, build, names
+    from selfdistill.methods import build, names, summary
+    from selfdistill.methods.describe import describe
     from selfdistill.methods.table import method_table
+    from selfdistill.training.recipe_file import split_override
 
     if arguments.name is None:
         print(method_table([build(name) for name in names()]))
+        print("\n`selfdistill methods NAME` prints a method's parts and settings.")
         return 0
-    settings = {}
-    for override in arguments.overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise RecipeError(f"{override!r} has no value; write setting=value")
-        settings[key] = yaml.safe_load(value)
-    print(yaml.safe_dump(as_data(build(arguments.name, **settings)), sort_keys=False), end="")
+    method = build(arguments.name, **dict(split_override(override) for override in arguments.overrides))
+    print(f"# {summary(arguments.name)}.")
+    print(describe(method), end="")
     return 0
 
 
@@ -97,6 +95,29 @@ def doctor(arguments: argparse.Namespace) -> int:
     from selfdistill.doctor import report
 
     return report()
+
+
+def _is_recipe(word: str) -> bool:
+    return "=" not in word or Path(word).is_file()
+
+
+def _clear_finished_demo(out: Path) -> None:
+    """Make room for the demo to start over: a finished one is shown again, an interrupted one goes on.
+
+    Raises:
+        RecipeError: there is something in ``out`` that the demo did not write.
+    """
+    runs = [out / "base", *(out / f"{name}-seed0" for name in DEMO)]
+    own = {*runs, *(run.with_name(f"{run.name}.log") for run in runs), out / "table.md", out / "table.json"}
+    if not out.is_dir():
+        return
+    others = sorted(path.name for path in out.iterdir() if path not in own)
+    if others:
+        raise RecipeError(
+            f"{str(out)!r} holds {others[0]!r}, which is not the demo's; choose another folder with --out"
+        )
+    if (out / "table.json").exists():
+        shutil.rmtree(out)
 
 
 def _compare(recipes: Sequence[str], overrides: Sequence[str], seeds: int, jobs: int | None, out: Path) -> int:
@@ -112,7 +133,10 @@ def _compare(recipes: Sequence[str], overrides: Sequence[str], seeds: int, jobs:
     for line in lines:
         if line.against_base:
             print(f"{line.label}: {line.against_base}")
-    print(f"\nrun folders: {', '.join(str(folder) for line in lines for folder in line.folders)}")
+    print("\nrun folders:")
+    for line in lines:
+        for folder in line.folders:
+            print(f"  {folder}")
     print(f"table: {out / 'table.md'}, {out / 'table.json'}")
     return 0
 
@@ -120,4 +144,6 @@ def _compare(recipes: Sequence[str], overrides: Sequence[str], seeds: int, jobs:
 def _default_jobs() -> int:
     import torch
 
-    return 1 if torch.cuda.is_available() else max(1, os.cpu_count() or 1)
+    from selfdistill.doctor import available_cores
+
+    return 1 if torch.cuda.is_available() else available_cores()

@@ -12,11 +12,15 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from selfdistill.errors import nearest
 
+PART = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+"""Of a method's parts: unknown settings are errors, and the docstring under a setting describes it."""
+SECTION = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+"""Of a recipe's sections."""
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 NOT_A_PART = ("dataclass_type", "model_type", "model_attributes_type", "dict_type")

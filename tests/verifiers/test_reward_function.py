@@ -176,7 +176,7 @@ def test_a_module_that_does_not_exist_says_so():
 
 
 def test_verifiers_are_built_by_name(rewards_file):
-    assert verifier_names() == ("arithmetic", "maths", "reward_function")
+    assert verifier_names() == ("arithmetic", "last_integer", "maths", "reward_function")
     assert build_verifier("arithmetic").requires == ("answer",)
     assert build_verifier("maths", timeout=2.0).requires == ("answer",)
     assert build_verifier("reward_function", path=f"{rewards_file}:score", threshold=0.7).threshold == 0.7

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from selfdistill.contexts.prompt import PrivilegedPrompt
@@ -17,10 +17,11 @@ from selfdistill.contexts.rendering import PromptFrame, render
 from selfdistill.contexts.templates import HindsightTemplate
 from selfdistill.contexts.thinking import remove_thinking
 from selfdistill.randomness import python_random
+from selfdistill.validation import PART
 from selfdistill.verifiers.verdict import Group, Verdict
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class SiblingSuccess:
     """A successful sibling as a demonstration, and feedback on a failed attempt (SDPO, arXiv 2601.20802; METHODS 5)."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from selfdistill.contexts.anchors import anchor_overlap
@@ -20,6 +20,7 @@ from selfdistill.errors import DataError
 from selfdistill.questions.question import Question
 from selfdistill.randomness import derive
 from selfdistill.rollouts.rollout import Rollout
+from selfdistill.validation import PART
 from selfdistill.verifiers.verdict import Group
 
 
@@ -27,7 +28,7 @@ def _resolve_alias(name: object) -> object:
     return PLACEMENT_ALIASES.get(name, name) if isinstance(name, str) else name
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class NoContext:
     """No privileged text: no rollout has a teacher prompt (GRPO, SFT)."""
 
@@ -40,7 +41,7 @@ class NoContext:
         return [None] * len(group.rollouts)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class FullSolution:
     """The whole reference solution (OPSD, arXiv 2601.18734)."""
 
@@ -65,7 +66,7 @@ class FullSolution:
         return [prompt] * len(group.rollouts)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class PartialSolution:
     """The reference solution with a part hidden, by how much of it the rollout contains (PAINT, arXiv 2604.26573)."""
 

@@ -6,14 +6,15 @@ The wording is ours; what each template means is fixed by the papers. A template
 
 from __future__ import annotations
 
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
+
+from selfdistill.validation import PART
 
 OMISSION_MARKER = "[... omitted ...]"
 """Stands where PAINT hid a part of the solution."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class SolutionTemplate:
     """OPSD and PAINT: the question, then a (partial) reference solution, then the request to solve it again."""
 
@@ -27,7 +28,7 @@ class SolutionTemplate:
         return f"{user_turn}\n\n{self.heading}\n{shown}\n\n{self.closing}"
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class HindsightTemplate:
     """SDPO: the question, a demonstration and / or feedback under headings, then the request to solve it correctly."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from selfdistill.errors import DataError
@@ -20,6 +20,7 @@ from selfdistill.questions.question import Question
 from selfdistill.rollouts.chat import ChatFormat
 from selfdistill.rollouts.collect import collect_siblings, verify_groups
 from selfdistill.rollouts.sampler import Sampler, Sampling
+from selfdistill.validation import PART
 from selfdistill.verifiers.verdict import Verifier
 
 _ROWS_PER_WRITE = 1024
@@ -32,7 +33,7 @@ def _default_sampling() -> Sampling:
     return Sampling(temperature=1.0, top_p=0.95, max_new_tokens=1024)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class EvaluationConfig:
     """How a model is evaluated."""
 

@@ -22,4 +22,6 @@ def grpo() -> Method:
 
 def grpo_unnormalized() -> Method:
     """Return GRPO whose advantage is the reward minus the group's mean."""
-    return replace(grpo(), name="grpo_unnormalized", policy=PolicyGradient(normalize=False, clip_low=0.2, clip_high=0.28))
+    return replace(
+        grpo(), name="grpo_unnormalized", policy=PolicyGradient(normalize=False, clip_low=0.2, clip_high=0.28)
+    )

@@ -1,4 +1,4 @@
-"""A method is a composition of parts, as data: it can be printed, saved with a run, compared and overridden setting by setting.
+"""A method is a composition of parts, as data: it can be printed, saved with a run, compared and overridden.
 
 Two independent choices make a self-teacher, WHAT it sees (``context``) and WHOSE weights it has (``teacher``);
 ``weighting`` says which questions count, ``routing`` which objective each rollout goes to, ``reduction`` what the loss
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from selfdistill.contexts.hindsight import SiblingSuccess
@@ -17,13 +17,14 @@ from selfdistill.contexts.solution import FullSolution, NoContext, PartialSoluti
 from selfdistill.methods.sources import OwnRollouts, Source
 from selfdistill.objectives.parts import Distillation, Imitation, PolicyGradient, Reduction
 from selfdistill.teachers.parts import NoTeacher, Teacher
+from selfdistill.validation import PART
 from selfdistill.weighting.parts import Uniform, Weighting
 from selfdistill.weighting.routing import Routing
 
 Context = Annotated[NoContext | FullSolution | PartialSolution | SiblingSuccess, Field(discriminator="kind")]
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=PART)
 class Method:
     """One self-distillation method or baseline, as the parts that it is made of."""
 
@@ -84,7 +85,9 @@ class Method:
         return None
 
     def _check_group(self) -> str | None:
-        comparing = [part.kind for part in (self.context, self.weighting) if getattr(part, "compares_siblings", False)]
+        comparing: list[str] = [
+            part.kind for part in (self.context, self.weighting) if getattr(part, "compares_siblings", False)
+        ]
         comparing += [] if self.policy is None else [self.policy.kind]
         if self.source.group_size > 1 or not comparing:
             return None

@@ -1,4 +1,4 @@
-"""SC-SDPO (arXiv 2605.27765), SDPO with each question weighted by its pass rate, and the weightings compared with it."""
+"""SC-SDPO (arXiv 2605.27765), SDPO with each question weighted by its pass rate, and the weightings beside it."""
 
 from dataclasses import replace
 
@@ -19,4 +19,9 @@ def paced() -> Method:
 
 def hard_filter() -> Method:
     """Return SDPO on the questions with 0.2 <= p <= 0.8 only."""
-    return replace(sdpo(), name="hard_filter", paper="SC-SDPO's baseline, arXiv 2605.27765", weighting=HardFilter(low=0.2, high=0.8))
+    return replace(
+        sdpo(),
+        name="hard_filter",
+        paper="SC-SDPO's baseline, arXiv 2605.27765",
+        weighting=HardFilter(low=0.2, high=0.8),
+    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-_CONFIG = ConfigDict(extra="forbid")
+from selfdistill.validation import PART
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=PART)
 class OwnRollouts:
     """The student's own rollouts, a group of G per question."""
 
@@ -20,7 +20,7 @@ class OwnRollouts:
     """G, rollouts per question."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=PART)
 class ReferenceSolutions:
     """The reference solutions, in the chat format; nothing is sampled (SFT)."""
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import nn
 
 from selfdistill.errors import ModelError, nearest
 from selfdistill.models.folders import complete_folder
 from selfdistill.randomness import derive
+from selfdistill.validation import SECTION
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,7 +35,7 @@ ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 class LoraConfig(BaseModel):
     """Low-rank adapters: W x + (alpha / r) B A x, only A and B trained. Defaults: PAINT's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = SECTION
 
     r: int = Field(64, ge=1)
     """Rank of A and B."""
@@ -49,7 +50,7 @@ class LoraConfig(BaseModel):
 class ModelConfig(BaseModel):
     """Which model, and how it is held in memory."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = SECTION
 
     path: str = Field("embedded", min_length=1)
     """``embedded``, ``smollm2``, a local folder (a model, or LoRA adapters, which are merged), or a hub id."""

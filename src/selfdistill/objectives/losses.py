@@ -1,7 +1,8 @@
 """From a micro-batch of hidden states to one loss per response token: distillation, policy gradient, imitation.
 
-Each function takes its part of the method and a :class:`MicroBatch` and returns :class:`TokenLosses`. What a token's loss is multiplied with (question
-weight and global denominator) is decided elsewhere; the sum of ``losses * token_weights`` over all micro-batches is the loss of the step.
+Each function takes its part of the method and a :class:`MicroBatch` and returns :class:`TokenLosses`. What a token's
+loss is multiplied with (question weight and global denominator) is decided elsewhere; the sum of
+``losses * token_weights`` over all micro-batches is the loss of the step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from selfdistill.models.head import Head
 from selfdistill.objectives.compare import compare
 from selfdistill.objectives.linear_divergence import linear_token_logprobs
 from selfdistill.objectives.parts import Distillation, Imitation, PolicyGradient
-from selfdistill.objectives.policy_gradient import imitation_loss, importance_ratio, policy_gradient_loss, sampled_token_loss
+from selfdistill.objectives.policy_gradient import (
+    imitation_loss,
+    importance_ratio,
+    policy_gradient_loss,
+    sampled_token_loss,
+)
 from selfdistill.objectives.record import TokenRecord
 
 
@@ -68,7 +74,8 @@ def distillation_losses(part: Distillation, batch: MicroBatch) -> TokenLosses:
     losses, ratio = record.divergence, None
     if part.estimator == "sampled_token":
         losses = sampled_token_loss(record.student_logprob, record.teacher_logprob)
-    if part.ratio_cap is not None and batch.rollout_logprobs is not None:
+    if part.ratio_cap is not None:
+        assert batch.rollout_logprobs is not None, "ratio_cap needs the log-probabilities that rollouts were drawn with"
         ratio = importance_ratio(record.student_logprob, batch.rollout_logprobs, part.ratio_cap)
         losses = losses * ratio
     return TokenLosses(losses, record, selected=comparison.selected, ratio=ratio)
@@ -80,7 +87,11 @@ def policy_losses(part: PolicyGradient, batch: MicroBatch) -> TokenLosses:
     record = linear_token_logprobs(batch.student_hidden, batch.student, batch.response_ids, batch.temperature)
     assert record.student_logprob is not None
     surrogate = policy_gradient_loss(
-        record.student_logprob, batch.rollout_logprobs, batch.advantages, clip_low=part.clip_low, clip_high=part.clip_high
+        record.student_logprob,
+        batch.rollout_logprobs,
+        batch.advantages,
+        clip_low=part.clip_low,
+        clip_high=part.clip_high,
     )
     ratio = importance_ratio(record.student_logprob, batch.rollout_logprobs, cap=None)
     return TokenLosses(surrogate.loss, record, ratio=ratio, policy_clipped=surrogate.clipped)

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from selfdistill.objectives.reductions import DenominatorName, ReductionName, token_weights
 from selfdistill.objectives.settings import DivergenceName, DivergenceSettings, SupportName, check_mixture, check_name
+from selfdistill.validation import PART
 
 EstimatorName = Literal["full", "sampled_token"]
 
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-
-@dataclass(frozen=True, config=STRICT, kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class Distillation:
     """Pull the student's next-token distributions towards the self-teacher's."""
 
@@ -129,7 +128,7 @@ class Distillation:
         )
 
 
-@dataclass(frozen=True, config=STRICT, kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class PolicyGradient:
     """Clipped policy gradient on verified rewards (GRPO)."""
 
@@ -142,14 +141,14 @@ class PolicyGradient:
     """The token ratio is clipped from above at 1 + clip_high."""
 
 
-@dataclass(frozen=True, config=STRICT, kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class Imitation:
     """Cross-entropy on the reference solution's tokens (SFT)."""
 
     kind: Literal["imitation"] = "imitation"
 
 
-@dataclass(frozen=True, config=STRICT, kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class Reduction:
     """How token losses become one number over the global batch."""
 

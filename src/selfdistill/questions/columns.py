@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from selfdistill.errors import DataError, nearest
+from selfdistill.validation import PART
 
 PROMPT_NAMES = ("prompt", "problem", "question")
 """Columns that hold the prompt in common data sets, tried in this order while the mapping is left at its default."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class ColumnMapping:
     """Column names. GSM8K: ``prompt: question, solution: answer, answer: null`` (it is read off the solution)."""
 

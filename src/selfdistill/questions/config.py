@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from selfdistill.questions.columns import ColumnMapping
 from selfdistill.questions.loading import Wording
+from selfdistill.validation import SECTION
 
 
 class DataConfig(BaseModel):
     """Which questions a run trains on and is evaluated on, and who checks the answers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = SECTION
 
     task: str = "arithmetic"
-    """A name of :func:`selfdistill.questions.task_names`: arithmetic (generated), maths, custom."""
+    """A name of :func:`selfdistill.questions.task_names`: arithmetic and sums (generated), maths, custom."""
     train: str | None = None
     """File, folder or hub id (``owner/name[:configuration]``) of the training questions; null for arithmetic."""
     eval: str | None = None

@@ -1,19 +1,16 @@
-"""Small sums in words, for real language models: what SmolLM2-135M can sometimes do, and does better with the solution in view.
+"""Small sums in words: what SmolLM2-135M can sometimes do, and does better with the solution in view.
 
-In: a split, a count and a seed. Out: rows with ``prompt``, ``solution``, ``answer`` and ``level``. Training and held-out rows are disjoint for every seed and count,
-because a sum's own hash decides where it belongs.
+In: a split, a count and a seed. Out: rows with ``prompt``, ``solution``, ``answer`` and ``level``. Training and
+held-out rows are disjoint for every seed and count, because a sum's own hash decides where it belongs.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 from selfdistill.errors import DataError
+from selfdistill.questions.arithmetic import Split
 from selfdistill.randomness import derive, python_random
 
-Split = Literal["train", "eval"]
-
-LEVELS = (2, 3, 4)
+LEVELS = (2, 3)
 """Terms of a sum."""
 LARGEST = 9
 HELD_OUT_SHARE = 5
@@ -21,7 +18,7 @@ HELD_OUT_SHARE = 5
 
 
 def sum_rows(split: Split, count: int, seed: int = 0) -> list[dict[str, object]]:
-    """Return ``count`` different sums of two to four one-digit numbers.
+    """Return ``count`` different sums of two or three one-digit numbers.
 
     Raises:
         DataError: the split does not have so many.
@@ -37,7 +34,9 @@ def sum_rows(split: Split, count: int, seed: int = 0) -> list[dict[str, object]]
             rows.setdefault(str(row["prompt"]), row)
     if len(rows) == count:
         return list(rows.values())
-    raise DataError(f"{count} different sums were asked for, but the {split} split has about {len(rows)}; ask for fewer")
+    raise DataError(
+        f"{count} different sums were asked for, but the {split} split has about {len(rows)}; ask for fewer"
+    )
 
 
 def split_of(terms: list[int]) -> Split:

@@ -10,21 +10,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from selfdistill.errors import DataError, RecipeError, nearest
-from selfdistill.questions.arithmetic import arithmetic_rows
+from selfdistill.questions.arithmetic import Split, arithmetic_rows
 from selfdistill.questions.config import DataConfig
 from selfdistill.questions.loading import load_questions, questions_from_rows, require
 from selfdistill.questions.question import Question
+from selfdistill.questions.sums import sum_rows
 from selfdistill.randomness import python_random
 from selfdistill.verifiers import (
     ArithmeticVerifier,
+    LastIntegerVerifier,
     MathsVerifier,
     RewardFunctionVerifier,
     Verifier,
     load_reward_function,
 )
 
-ARITHMETIC_TRAIN, ARITHMETIC_EVAL = 2048, 128
+GENERATED_TRAIN, GENERATED_EVAL, SUMS_TRAIN = 2048, 128, 512
 """Generated questions when the recipe sets no limit."""
+
+RowMaker = Callable[[Split, int, int], list[dict[str, object]]]
+"""Makes rows from a split, a count and a seed."""
 
 Loader = Callable[[DataConfig, list[str]], list[Question]]
 """Returns questions and appends notes to the list."""
@@ -124,7 +129,7 @@ def _conversation(question: Question) -> tuple[str, ...]:
     return tuple(" ".join(message["content"].split()).casefold() for message in question.messages)
 
 
-def _generated(split: str, default: int) -> Loader:
+def _generated(name: str, rows_of: RowMaker, split: Split, default: int) -> Loader:
     def load(config: DataConfig, notes: list[str]) -> list[Question]:
         if config.train is not None or config.eval is not None:
             field = "train" if config.train is not None else "eval"
@@ -138,9 +143,9 @@ def _generated(split: str, default: int) -> Loader:
                 "its evaluation questions; set data.eval_limit instead"
             )
         count = (config.train_limit if split == "train" else config.eval_limit) or default
-        rows = arithmetic_rows("train" if split == "train" else "eval", count, config.seed)
+        rows = rows_of(split, count, config.seed)
         return questions_from_rows(
-            rows, columns=config.columns, source=f"arithmetic-{split}", wording=config.wording, notes=notes
+            rows, columns=config.columns, source=f"{name}-{split}", wording=config.wording, notes=notes
         )
 
     return load
@@ -204,9 +209,16 @@ _TASKS: dict[str, Task] = {
         Task(
             "arithmetic",
             "generated sums with worked solutions, exact integer answers after ####",
-            _generated("train", ARITHMETIC_TRAIN),
-            _generated("eval", ARITHMETIC_EVAL),
+            _generated("arithmetic", arithmetic_rows, "train", GENERATED_TRAIN),
+            _generated("arithmetic", arithmetic_rows, "eval", GENERATED_EVAL),
             _checked_by(ArithmeticVerifier),
+        ),
+        Task(
+            "sums",
+            "small sums in words, for real language models; the last integer of a response is its answer",
+            _generated("sums", sum_rows, "train", SUMS_TRAIN),
+            _generated("sums", sum_rows, "eval", GENERATED_EVAL),
+            _checked_by(LastIntegerVerifier),
         ),
         Task("maths", "files or hub data, checked by math-verify", _train_file, _eval_file, _checked_by(MathsVerifier)),
         Task("custom", "files or hub data, checked by your reward function", _train_file, _eval_file, _reward_function),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from selfdistill.rollouts.sampler import Sampling
+from selfdistill.validation import SECTION
 
 
 class RolloutsConfig(BaseModel):
     """How rollouts are sampled."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = SECTION
 
     engine: Literal["transformers"] = "transformers"
     """Which sampler."""

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass as plain_dataclass
 from typing import Protocol
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from selfdistill.rollouts.rollout import FinishReason
+from selfdistill.validation import PART
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class Sampling:
     """How responses are drawn: temperature, then top-k, then top-p."""
 
@@ -25,7 +26,7 @@ class Sampling:
     """Keep the smallest set of most probable tokens that reaches this probability; 1 keeps all."""
     top_k: int = Field(default=0, ge=0)
     """Keep this many most probable tokens; 0 keeps all."""
-    max_new_tokens: int = Field(ge=1)
+    max_new_tokens: int = Field(default=1024, ge=1)
     """Longest response in tokens, end-of-turn id included."""
 
 

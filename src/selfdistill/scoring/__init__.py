@@ -1,4 +1,4 @@
-"""Both forward passes over the same tokens: micro-batches by token budget, aligned student and teacher hidden states."""
+"""Both forward passes over the same tokens: micro-batches by token budget, aligned hidden states."""
 
 from selfdistill.scoring.batching import micro_batches
 from selfdistill.scoring.forward import response_states, score_rows, sequence_length

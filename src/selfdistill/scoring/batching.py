@@ -1,7 +1,7 @@
 """Micro-batches by token budget: from row lengths to lists of row indices.
 
-Rows of similar length share a micro-batch, so that little is spent on padding; the loss does not depend on the grouping,
-because its denominators are global (see :mod:`selfdistill.objectives.reductions`).
+Rows of similar length share a micro-batch, so that little is spent on padding; the loss does not depend on the
+grouping, because its denominators are global (see :mod:`selfdistill.objectives.reductions`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         ValueError: if ``token_budget`` is not positive.
     """
     if token_budget < 1:
-        raise ValueError(f"scoring.micro_batch_tokens is {token_budget}; it must be at least 1")
+        raise ValueError(f"train.micro_batch_tokens is {token_budget}; it must be at least 1")
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []
     for index in order:

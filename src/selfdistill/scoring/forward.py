@@ -1,4 +1,4 @@
-"""One forward pass over given tokens: from (prompt ids, response ids) to the hidden states that predict each response token.
+"""One forward pass over given tokens: from (prompt ids, response ids) to the states that predict each response token.
 
 Alignment (METHODS section 1): response token n is predicted from the position before it, in the student's and in the
 teacher's sequence alike. Rows are padded on the right, so positions count from each row's own start and padding cannot
@@ -72,7 +72,7 @@ def response_states(model: nn.Module, pairs: Sequence[TokenPair], pad_id: int = 
 def score_rows(
     model: nn.Module, pairs: Sequence[TokenPair], token_budget: int, pad_id: int = 0
 ) -> list[Float[Tensor, "n H"]]:
-    """Return each row's hidden states in the order of ``pairs``, without gradient, ``token_budget`` tokens at a time."""
+    """Return each row's hidden states in the order of ``pairs``: no gradient, ``token_budget`` tokens at a time."""
     states: list[Tensor | None] = [None] * len(pairs)
     with evaluation_mode(model), torch.no_grad():
         for batch in micro_batches([sequence_length(pair) for pair in pairs], token_budget):

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-_CONFIG = ConfigDict(extra="forbid")
+from selfdistill.validation import PART
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=PART)
 class Initial:
     """The student's weights before training: adapters off under LoRA, else a frozen copy (PAINT, OPSD)."""
 
     kind: Literal["initial"] = "initial"
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=PART)
 class MovingAverage:
-    """Exponential moving average of the student: teacher <- (1 - rate) teacher + rate student, kept in float32 (SDPO)."""
+    """Moving average of the student: teacher <- (1 - rate) teacher + rate student, kept in float32 (SDPO)."""
 
     kind: Literal["moving_average"] = "moving_average"
     rate: float = Field(default=0.05, gt=0, le=1)
@@ -28,14 +28,14 @@ class MovingAverage:
     """Update once per rollout batch (SDPO) or after every optimiser step."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=PART)
 class Live:
     """The student's current weights, as a constant. Known to diverge when unregularised (METHODS section 10)."""
 
     kind: Literal["live"] = "live"
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=PART)
 class TrustRegion:
     """Logits (1 - rate) z_initial + rate z_student, both on the privileged prompt (SDPO)."""
 
@@ -44,7 +44,7 @@ class TrustRegion:
     """Share u of the current student."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=PART)
 class NoTeacher:
     """No teacher: policy-gradient and supervised baselines."""
 

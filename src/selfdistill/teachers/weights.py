@@ -1,4 +1,4 @@
-"""A teacher is a set of weights, not a second model: other values are put in place of the student's for the length of a block."""
+"""A teacher is a set of weights, not a second model: inside a block, they stand in place of the student's."""
 
 from __future__ import annotations
 

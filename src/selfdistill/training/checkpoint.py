@@ -1,11 +1,13 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
-Random streams are addressed by name and step (:mod:`selfdistill.randomness`), the learning rate is a function of the step, and the data order a function
-of the seed; so the step number stands for generators, schedule and data position alike.
+Random streams are addressed by name and step (:mod:`selfdistill.randomness`), the learning rate is a function of the
+step, and the data order a function of the seed; so the step number stands for generators, schedule and data position.
 """
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,9 @@ from selfdistill.teachers.weights import trainable
 
 STATE = "state.pt"
 
+_UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, pickle.PickleError)
+"""What torch raises for files that are cut short, overwritten, or of another program."""
+
 
 @dataclass(slots=True)
 class TrainState:
@@ -30,11 +35,11 @@ class TrainState:
     optimizer: Optimizer
     teacher: SelfTeacher | None
     step: int = 0
-    """Steps done."""
+    """Steps done, skipped ones included."""
     bad_steps: int = 0
-    """Steps in a row that were skipped because loss or gradient was not finite."""
-    skipped_steps: int = 0
-    """All steps that were skipped."""
+    """Steps in a row with an update that was skipped because loss or gradient was not finite."""
+    skipped_updates: int = 0
+    """All updates that were skipped."""
 
 
 def save_checkpoint(state: TrainState, folder: Path, keep: int) -> Path:
@@ -44,17 +49,21 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int) -> Path:
         TrainingError: if it cannot be written; checkpoints that were there before stay.
     """
     target = folder / f"step-{state.step:06d}"
-    temporary = folder / f".step-{state.step:06d}"
+    partial = target / f".{STATE}"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        torch.save(_content(state), temporary / STATE)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
+        target.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            torch.save(_content(state), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(target / STATE)
     except (OSError, RuntimeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        partial.unlink(missing_ok=True)
+        if not (target / STATE).exists():
+            shutil.rmtree(target, ignore_errors=True)
         raise TrainingError(
-            f"checkpoint {str(target)!r} cannot be written ({error}); make room or set output.folder elsewhere, then resume from the checkpoint before"
+            f"the checkpoint {str(target)!r} cannot be written ({_reason(error)}); make room, then go on with --resume "
+            "from the checkpoint before, if any"
         ) from None
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -65,29 +74,35 @@ def load_checkpoint(state: TrainState, path: Path) -> None:
     """Put the checkpoint at ``path`` into ``state``.
 
     Raises:
-        TrainingError: if it cannot be read or belongs to another model or optimiser.
+        TrainingError: if it cannot be read or belongs to another model or optimiser. ``state`` is then of no more use.
     """
     try:
         content = torch.load(path / STATE, map_location="cpu", weights_only=True)
         parameters = trainable(state.model)
-        if parameters.keys() != content["model"].keys():
-            raise KeyError(sorted(parameters.keys() ^ content["model"].keys())[0])
+        unmatched = parameters.keys() ^ content["model"].keys()
+        if unmatched:
+            raise ValueError(f"weights of another model, see {min(unmatched)!r}")
         with torch.no_grad():
             for name, value in content["model"].items():
                 parameters[name].copy_(value)
         state.optimizer.load_state_dict(content["optimizer"])
         if state.teacher is not None:
             state.teacher.load_state_dict(content["teacher"])
-        state.step, state.bad_steps, state.skipped_steps = content["step"], content["bad_steps"], content["skipped_steps"]
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+        state.step, state.bad_steps = content["step"], content["bad_steps"]
+        state.skipped_updates = content["skipped_updates"]
+    except _UNREADABLE as error:
         raise TrainingError(
-            f"checkpoint {str(path)!r} cannot be used ({type(error).__name__}: {error}); remove that folder to resume from the one before"
+            f"the checkpoint {str(path)!r} cannot be used ({_reason(error)}); remove that folder, and --resume goes on "
+            "from the checkpoint before it, or from the beginning"
         ) from None
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the finished checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / STATE).exists())
+    return sorted(
+        (path for path in folder.glob("step-*") if (path / STATE).exists()),
+        key=lambda path: int(path.name.removeprefix("step-")),
+    )
 
 
 def _content(state: TrainState) -> dict[str, Any]:
@@ -98,5 +113,11 @@ def _content(state: TrainState) -> dict[str, Any]:
         "teacher": state.teacher.state_dict() if state.teacher is not None else {},
         "step": state.step,
         "bad_steps": state.bad_steps,
-        "skipped_steps": state.skipped_steps,
+        "skipped_updates": state.skipped_updates,
     }
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what torch or the system says."""
+    text = (getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

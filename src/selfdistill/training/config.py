@@ -2,52 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from selfdistill.validation import SECTION
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Share of a moving average that is kept."""
 
 
 class TrainConfig(BaseModel):
     """Steps, optimiser, schedule, evaluation and checkpoints."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = SECTION
 
-    steps: int = Field(100, ge=1)
+    steps: int = Field(default=100, ge=1)
     """Batches of questions."""
-    questions_per_step: int = Field(32, ge=1)
-    updates_per_batch: int = Field(1, ge=1)
+    questions_per_step: int = Field(default=32, ge=1)
+    updates_per_batch: int = Field(default=1, ge=1)
     """Optimiser steps per batch of rollouts; the papers take one."""
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    """After the warm-up; ``cosine`` falls to zero after the last step."""
+    warmup_steps: int = Field(default=0, ge=0)
     """Linear warm-up, in steps."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    grad_clip: float | None = Field(1.0, gt=0)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """AdamW's decay of the gradient's mean and of its square."""
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    grad_clip: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Largest norm of the gradient; null: no clipping."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Everything random follows from it."""
-    evaluate_every: int | None = Field(None, ge=1)
+    evaluate_every: int | None = Field(default=None, ge=1)
     """Steps between evaluations; null: only after the last step."""
     evaluate_first: bool = True
     """Evaluate before the first step too."""
-    save_every: int | None = Field(None, ge=1)
+    save_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints; null: only after the last step or on interruption."""
-    keep_checkpoints: int = Field(2, ge=1)
-    max_bad_steps: int = Field(5, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """The newest so many stay on disk."""
+    max_bad_steps: int = Field(default=5, ge=1)
     """So many steps in a row with a non-finite loss or gradient end the run."""
-    micro_batch_tokens: int = Field(16_384, ge=1)
+    micro_batch_tokens: int = Field(default=16_384, ge=1)
     """Positions, padding included, of one forward pass."""
-    max_teacher_prompt_tokens: int | None = Field(None, ge=1)
-    """Longer privileged prompts have their privileged text shortened; null: what the model's context leaves beside a full response."""
+    max_teacher_prompt_tokens: int | None = Field(default=None, ge=1)
+    """Longer privileged prompts have their privileged text shortened; null: what the model's context leaves beside a
+    full response."""
 
 
 class OutputConfig(BaseModel):
     """The run folder."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = SECTION
 
-    folder: str | None = None
+    folder: str | None = Field(default=None, min_length=1)
     """Run folder; null: ``runs/<recipe name>``."""
     save_rollouts: Literal["none", "sampled", "all"] = "sampled"
     """``sampled``: the first two groups of every step."""

@@ -1,4 +1,6 @@
-"""The training loop. One step reads like the line in the architecture:
+"""The training loop. One step reads like the line in the architecture.
+
+::
 
     Question --sample--> Rollout --verify--> Verdict --contextualise--> PrivilegedPrompt | None
              --weigh--> weight --score--> hidden states --compare--> per-token record --> loss --> update
@@ -47,7 +49,7 @@ class Trainer:
     """Pass rates from before training, by question id (PACED)."""
 
     def step(self, state: TrainState) -> tuple[Metrics, Plan]:
-        """Take one step: a batch of questions, its rollouts, and the update(s) on them. ``state.step`` is counted up."""
+        """Take one step: a batch of questions, its rollouts, the update(s) on them. Counts ``state.step`` up."""
         clock = Clock(self.progress)
         groups = self.sample(state.step, clock)
         plan = self.plan(groups, state.step)
@@ -58,22 +60,21 @@ class Trainer:
     def sample(self, step: int, clock: Clock) -> list[Group]:
         """Question --sample--> Rollout --verify--> Verdict."""
         recipe, questions = self.recipe, self.batch(step)
-        rollouts_config = recipe.rollouts
         if isinstance(recipe.method.source, ReferenceSolutions):
-            references = reference_rollouts(questions, self.policy.chat, thinking=rollouts_config.thinking)
+            references = reference_rollouts(questions, self.policy.chat, thinking=recipe.rollouts.thinking)
             return [Group(one.question, (one,), (Verdict(1.0, True),)) for one in references]
         expected = len(questions) * recipe.method.source.group_size
-        with clock.phase("sampling", expected * rollouts_config.sampling.max_new_tokens) as count:
+        with clock.phase("sampling", expected * recipe.rollouts.sampling.max_new_tokens) as count:
             rollouts = collect(
                 questions,
                 self.sampler,
                 self.policy.chat,
                 group_size=recipe.method.source.group_size,
-                sampling=rollouts_config.sampling,
+                sampling=recipe.rollouts.sampling,
                 seed=recipe.train.seed,
                 stream=("train", step),
-                thinking=rollouts_config.thinking,
-                max_prompt_tokens=rollouts_config.max_prompt_tokens,
+                thinking=recipe.rollouts.thinking,
+                max_prompt_tokens=recipe.rollouts.max_prompt_tokens,
                 on_tokens=count,
             )
         with clock.phase("verifying", None):
@@ -91,24 +92,27 @@ class Trainer:
         means, outcomes = TokenMeans(), []
         parts = plan.parts(train.updates_per_batch, method.reduction)
         rate = learning_rate(train, state.step)
-        with clock.phase("update", sum(len(row.rollout.response_ids) for part in parts for row in part)) as count, _training(self.policy, state.step, train.seed):
+        expected = sum(len(row.rollout.response_ids) for rows in parts for row in rows)
+        with clock.phase("update", expected) as count, _training(self.policy, state.step, train.seed):
             for rows in parts:
                 outcomes.append(self._optimizer_step(rows, state, means, rate, count))
-                if state.teacher is not None:
+                if outcomes[-1].applied and state.teacher is not None:
                     state.teacher.after_step()
-        if state.teacher is not None:
-            state.teacher.after_batch()
         skipped = sum(not outcome.applied for outcome in outcomes)
+        if skipped < len(outcomes) and state.teacher is not None:
+            state.teacher.after_batch()
         state.bad_steps = state.bad_steps + 1 if skipped else 0
-        state.skipped_steps += skipped
+        state.skipped_updates += skipped
         return means.means() | {
             "loss": sum(outcome.loss for outcome in outcomes) / len(outcomes),
             "grad_norm": sum(outcome.grad_norm for outcome in outcomes) / len(outcomes),
             "learning_rate": rate,
-            "skipped_updates": state.skipped_steps,
+            "skipped_updates": state.skipped_updates,
         }
 
-    def _optimizer_step(self, rows: Sequence[Row], state: TrainState, means: TokenMeans, rate: float, count: Count) -> Outcome:
+    def _optimizer_step(
+        self, rows: Sequence[Row], state: TrainState, means: TokenMeans, rate: float, count: Count
+    ) -> Outcome:
         """Take one optimiser step; leave the weights alone when nothing has signal or something is not finite."""
         recipe = self.recipe
         state.optimizer.zero_grad(set_to_none=True)
@@ -126,10 +130,11 @@ class Trainer:
         return Outcome(loss, norm, applied)
 
     def batch(self, step: int) -> list[Question]:
-        """Return the questions of a step: every epoch is a new seeded order of the data set, and batches run across epochs."""
+        """Return the questions of a step: every epoch is a new seeded order of the data, batches run across epochs."""
         size, total = self.recipe.train.questions_per_step, len(self.questions)
-        positions = range(step * size, (step + 1) * size)
-        return [self.questions[self._order(position // total)[position % total]] for position in positions]
+        places = [divmod(position, total) for position in range(step * size, (step + 1) * size)]
+        orders = {epoch: self._order(epoch) for epoch, _ in places}
+        return [self.questions[orders[epoch][place]] for epoch, place in places]
 
     def _order(self, epoch: int) -> list[int]:
         order = list(range(len(self.questions)))
@@ -189,7 +194,7 @@ class Clock:
 
 @contextmanager
 def _training(policy: Policy, step: int, seed: int) -> Iterator[None]:
-    """Put the model into training mode with the step's own dropout stream; leave mode and global generators as they were."""
+    """Train with the step's own dropout stream inside the block; leave mode and global generators as they were."""
     was_training = policy.model.training
     with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
         torch.manual_seed(derive(seed, "dropout", step))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from selfdistill.contexts.leaks import mentions_reference
@@ -72,7 +72,8 @@ def batch_metrics(plan: Plan, source: OwnRollouts | ReferenceSolutions) -> Metri
         "leak_rate": _mean([mentions_reference(row.rollout.text) for row in rows]),
         "reward": _mean([verdict.reward for verdict in verdicts]),
     }
-    return metrics | _pass_rate_metrics(plan, source.group_size) | context_metrics(rows)
+    metrics |= _pass_rate_metrics(plan, source.group_size)
+    return metrics | context_metrics(rows) if plan.distils else metrics
 
 
 def _pass_rate_metrics(plan: Plan, group_size: int) -> Metrics:
@@ -91,13 +92,11 @@ def _pass_rate_metrics(plan: Plan, group_size: int) -> Metrics:
 
 
 def context_metrics(rows: Sequence[Row]) -> Metrics:
-    """Describe what the teacher was shown; nothing for methods without a teacher."""
+    """Describe what the teacher was shown, for a method that has one; overlap and hidden ratio only with PAINT."""
     prompts = [row.prompt for row in rows if row.prompt is not None]
-    if not prompts:
-        return {"reprompted_share": 0.0} if any(row.objective == "distillation" for row in rows) else {}
     metrics: Metrics = {
-        "reprompted_share": len(prompts) / len(rows),
-        "feedback_share": sum("feedback" in prompt.source for prompt in prompts) / len(rows),
+        "reprompted_share": _mean([row.prompt is not None for row in rows]),
+        "feedback_share": sum("feedback" in prompt.source for prompt in prompts) / max(1, len(rows)),
         "context_truncated_tokens": sum(prompt.truncated_tokens for prompt in prompts),
     }
     overlaps = [prompt.overlap for prompt in prompts if prompt.overlap is not None]
@@ -112,8 +111,7 @@ def context_metrics(rows: Sequence[Row]) -> Metrics:
 def finite(values: Mapping[str, Any]) -> Metrics:
     """Replace what JSON cannot hold (nan, inf) by None."""
     return {
-        name: None if isinstance(value, float) and not torch.isfinite(torch.tensor(value)) else value
-        for name, value in values.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
 
 

@@ -1,18 +1,19 @@
-"""Weigh: from verified groups and their privileged prompts to the rows that will be trained on, each with its objective and its share of the loss.
+"""Weigh: from verified groups and their privileged prompts to rows, each with its objective and its share of the loss.
 
-Everything that depends on the GLOBAL batch (mean weights, denominators) is settled here, before anything is forwarded; so the result cannot depend on
-micro-batches. Rows without signal are left out: they are never forwarded, they only count in the denominators.
+Everything that depends on the GLOBAL batch (mean weights, denominators) is settled here, before anything is forwarded;
+so the result cannot depend on micro-batches. Rows without signal are left out: they are never forwarded, they only
+count in the denominators.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 from selfdistill.contexts.prompt import PrivilegedPrompt
 from selfdistill.methods.method import Method
 from selfdistill.objectives.parts import Reduction
-from selfdistill.objectives.reductions import token_weights
 from selfdistill.rollouts.rollout import Rollout
 from selfdistill.verifiers.verdict import Group
 from selfdistill.weighting.advantages import group_advantages
@@ -48,13 +49,17 @@ class Plan:
     question_weights: tuple[float, ...]
     rows: tuple[Row, ...]
     """Every rollout of the batch, group by group, those without signal included."""
+    distils: bool
+    """Whether the method has a teacher, even if no rollout of this batch gets one."""
 
     def parts(self, count: int, reduction: Reduction) -> list[tuple[Row, ...]]:
-        """Split the batch into ``count`` parts of whole groups, one optimiser step each; return each part's rows with signal, denominators settled per part."""
+        """Split the batch into ``count`` parts of whole groups, one optimiser step each, as even as can be.
+
+        Returns each part's rows with signal. Question weights are the whole batch's, denominators each part's own.
+        """
         bounds = [round(index * len(self.groups) / count) for index in range(count + 1)]
-        sizes = [len(group.rollouts) for group in self.groups]
-        starts = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
-        return [_reduced(self.rows[starts[low] : starts[high]], reduction) for low, high in zip(bounds, bounds[1:], strict=False)]
+        starts = [0, *accumulate(len(group.rollouts) for group in self.groups)]
+        return [_reduced(self.rows[starts[low] : starts[high]], reduction) for low, high in pairwise(bounds)]
 
 
 def make_plan(
@@ -71,7 +76,8 @@ def make_plan(
         prompts: per group, one privileged prompt or None per rollout.
         prior: pass rates by question id from before training, for weightings that want them (PACED).
     """
-    weights = method.weighting.weigh([group.pass_rate for group in groups], [group.question.id for group in groups], prior)
+    ids = [group.question.id for group in groups]
+    weights = method.weighting.weigh([group.pass_rate for group in groups], ids, prior)
     rows: list[Row] = []
     for group, group_prompts, weight in zip(groups, prompts, weights, strict=True):
         objectives = method.routing.route(group.verdicts, group_prompts)
@@ -82,7 +88,7 @@ def make_plan(
                 group.rollouts, group_prompts, objectives, advantages, strict=True
             )
         ]
-    return Plan(tuple(groups), tuple(weights), tuple(rows))
+    return Plan(tuple(groups), tuple(weights), tuple(rows), distils=method.distillation is not None)
 
 
 def _advantages(method: Method, group: Group) -> Sequence[float]:
@@ -93,13 +99,7 @@ def _advantages(method: Method, group: Group) -> Sequence[float]:
 
 def _reduced(rows: Sequence[Row], reduction: Reduction) -> tuple[Row, ...]:
     informative = [row.has_signal for row in rows]
-    weights = token_weights(
-        [len(row.rollout.response_ids) for row in rows],
-        [row.weight for row in rows],
-        informative,
-        reduction=reduction.kind,
-        over=reduction.over,
-    )
-    return tuple(
-        replace(row, token_weight=float(weight)) for row, weight, keep in zip(rows, weights, informative, strict=True) if keep
-    )
+    lengths = [len(row.rollout.response_ids) for row in rows]
+    weights = reduction.token_weights(lengths, [row.weight for row in rows], informative)
+    weighed = zip(rows, weights, informative, strict=True)
+    return tuple(replace(row, token_weight=weight) for row, weight, keep in weighed if keep)

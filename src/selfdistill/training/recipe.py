@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from selfdistill.errors import RecipeError, nearest
@@ -19,13 +17,17 @@ from selfdistill.models.loading import ModelConfig
 from selfdistill.questions.config import DataConfig
 from selfdistill.rollouts.config import RolloutsConfig
 from selfdistill.training.config import OutputConfig, TrainConfig
-from selfdistill.validation import explain
+from selfdistill.training.recipe_file import dump_yaml, merged, read_extended, split_override
+from selfdistill.validation import SECTION, explain
+
+MAY_CHANGE = ("steps", "evaluate_every", "evaluate_first", "save_every", "keep_checkpoints", "max_bad_steps")
+"""Settings of ``train`` that a resumed run may change: what was done so far would have been the same."""
 
 
 class Recipe(BaseModel):
     """One run, completely described. Unknown keys are errors that name the nearest key."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = SECTION | ConfigDict(arbitrary_types_allowed=True)
 
     name: str = "run"
     """Names the run folder."""
@@ -39,6 +41,13 @@ class Recipe(BaseModel):
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not name.strip(". ") or any(character in name for character in "/\\") or not name.isprintable():
+            raise ValueError("it names the run folder, so it must have a letter or digit and no slash")
+        return name
 
     @field_validator("method", mode="before")
     @classmethod
@@ -58,9 +67,10 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
-        if self.train.updates_per_batch > self.train.questions_per_step:
+        updates, questions = self.train.updates_per_batch, self.train.questions_per_step
+        if updates > questions:
             raise ValueError(
-                f"train.updates_per_batch is {self.train.updates_per_batch}, more than train.questions_per_step ({self.train.questions_per_step}); "
+                f"train.updates_per_batch is {updates}, more than train.questions_per_step ({questions}); "
                 "each update needs at least one question"
             )
         return self
@@ -72,16 +82,21 @@ class Recipe(BaseModel):
 
     def to_yaml(self) -> str:
         """Return the resolved recipe; loading it gives an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Read a YAML recipe and apply ``section.key=value`` overrides (values are YAML).
+
+    Args:
+        path: the file; its stem names the recipe unless the file says otherwise.
+        overrides: applied in order.
+        changes: nested settings that are put on the file before the overrides.
 
     Raises:
         RecipeError: for a missing or malformed file, or an unknown, malformed or contradictory setting.
     """
-    data = _extended(Path(path))
+    data = merged(read_extended(Path(path)), changes or {})
     data.setdefault("name", Path(path).stem)
     for override in overrides:
         data = _overridden(data, override)
@@ -89,8 +104,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """Validate plain data as a recipe."""
-    if "method" not in data:
+    """Validate plain data as a recipe.
+
+    Raises:
+        RecipeError: naming ``where``, the setting and its value.
+    """
+    if data.get("method") is None:
         raise RecipeError(f"{where}: there is no `method:`; write for example `method: paint`")
     try:
         return Recipe.model_validate(dict(data))
@@ -100,75 +119,34 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
         raise RecipeError(f"{where}: {error}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a mapping from a YAML file, with errors that name the file and the line."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        folder = path.parent if path.parent.is_dir() else Path()
-        there = [str(file) for file in folder.glob("**/*.yaml")] if path.parent.is_dir() else []
-        raise RecipeError(f"recipe {str(path)!r} does not exist{nearest(str(path), there[:50])}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {str(path)!r} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"recipe {str(path)!r}{line} is not valid YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(data, dict):
-        raise RecipeError(f"recipe {str(path)!r} must hold a mapping with at least `method:`, not {type(data).__name__}")
-    return data
+def differing_settings(first: Recipe, second: Recipe) -> dict[str, tuple[str, str]]:
+    """Return the settings in which two recipes differ, as JSON by dotted name, apart from output and notes."""
+    one, two = _flat(first.model_dump(mode="json")), _flat(second.model_dump(mode="json"))
+    names = (name for name in dict.fromkeys([*one, *two]) if not name.startswith(("output.", "notes")))
+    return {name: (one.get(name, "unset"), two.get(name, "unset")) for name in names if one.get(name) != two.get(name)}
 
 
-def _extended(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a recipe on top of the one that its ``extends:`` names, relative to it."""
-    data = read_yaml(path)
-    base = data.pop("extends", None)
-    if base is None:
-        return data
-    if not isinstance(base, str) or path.resolve() in inside:
-        raise RecipeError(f"{path}: extends is {base!r}; it must name another recipe file, without going round in a circle")
-    return _deep_merge(_extended(path.parent / base, (*inside, path.resolve())), data)
+def resume_conflicts(before: Recipe, now: Recipe) -> dict[str, tuple[str, str]]:
+    """Return the settings that differ, and that a run must keep when it is resumed."""
+    free = {f"train.{name}" for name in MAY_CHANGE}
+    if now.train.schedule == "cosine":  # the number of steps decides the learning rate of every step
+        free.remove("train.steps")
+    return {name: both for name, both in differing_settings(before, now).items() if name not in free}
+
+
+def describe_changes(changes: Mapping[str, tuple[str, str]]) -> str:
+    """Return the first few of :func:`differing_settings` as text."""
+    shown = [f"{name} ({old}, now {new})" for name, (old, new) in list(changes.items())[:4]]
+    more = len(changes) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _overridden(data: Mapping[str, Any], override: str) -> dict[str, Any]:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise RecipeError(f"override {override!r} has no value; write section.key=value, for example train.steps=50")
-    head = path.split(".")[0]
+    key, value = split_override(override)
+    head = key.split(".")[0]
     if head not in Recipe.model_fields:
-        raise RecipeError(f"override {override!r}: a recipe has no section {head!r}{nearest(head, Recipe.model_fields)}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    if isinstance(value, str):
-        value = _number(value)
-    base = dict(data)
-    if head == "method" and isinstance(base.get("method"), str):
-        base["method"] = {"name": base["method"]}
-    return _deep_merge(base, nested(path, value))
-
-
-def _number(text: str) -> str | float:
-    """Read ``1e-5`` as a number: YAML 1.1 wants a dot in it, people do not."""
-    return float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else text
-
-
-def _deep_merge(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(data)
-    for key, change in changes.items():
-        present = merged.get(key)
-        if isinstance(present, str) and isinstance(change, Mapping) and key != "method":
-            present = {"kind": present}  # `context: full_solution` followed by `method.context.thinking=true`
-        merged[key] = _deep_merge(present, change) if isinstance(present, Mapping) and isinstance(change, Mapping) else change
-    return merged
-
-
-def same_run(first: Recipe, second: Recipe) -> list[str]:
-    """Return the dotted names of the settings in which two recipes differ, apart from the output section and the notes."""
-    one, two = _flat(first.model_dump(mode="json")), _flat(second.model_dump(mode="json"))
-    keys = {key for key in one.keys() | two.keys() if one.get(key) != two.get(key)}
-    return sorted(key for key in keys if not key.startswith(("output.", "notes")))
+        raise RecipeError(f"{override!r}: a recipe has no section {head!r}{nearest(head, Recipe.model_fields)}")
+    return merged(data, nested(key, value))
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,26 +1,29 @@
-"""The run folder: the resolved recipe, versions, metrics.jsonl, sampled rollouts, checkpoints, evaluations, the final model."""
+"""The run folder: resolved recipe, versions, metrics.jsonl, sampled rollouts, checkpoints, evaluations, final model."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from selfdistill import __version__
 from selfdistill.errors import TrainingError
-from selfdistill.verifiers.verdict import Group
+from selfdistill.evaluation.result import EvaluationResult
 
-PACKAGES = ("selfdistill", "torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths inside a run folder, and the only code that writes there (checkpoints apart)."""
+    """Paths inside a run folder, and the only code that writes there (checkpoints and the final model apart)."""
 
     path: Path
 
@@ -28,6 +31,11 @@ class RunFolder:
     def recipe(self) -> Path:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine and git state of the latest start."""
+        return self.path / "environment.json"
 
     @property
     def metrics(self) -> Path:
@@ -54,9 +62,14 @@ class RunFolder:
         """Pass rates from before training (PACED), by question id."""
         return self.path / "prior_pass_rates.json"
 
+    @property
+    def evaluations(self) -> Path:
+        """``step-000040`` and so on, each with generations.jsonl and result.json."""
+        return self.path / "evaluations"
+
     def evaluation(self, step: int) -> Path:
         """Folder of the evaluation after ``step`` steps."""
-        return self.path / "evaluations" / f"step-{step:06d}"
+        return self.evaluations / f"step-{step:06d}"
 
     @property
     def result(self) -> Path:
@@ -69,53 +82,53 @@ class RunFolder:
         Raises:
             TrainingError: if the folder cannot be written.
         """
-        try:
+        with writing(self.path, "set output.folder to a place with room that you may write to"):
             self.path.mkdir(parents=True, exist_ok=True)
-            self.recipe.write_text(recipe_yaml, encoding="utf-8")
-            write_json(self.path / "environment.json", environment())
-        except OSError as error:
-            raise TrainingError(
-                f"run folder {str(self.path)!r} cannot be written ({error.strerror}); set output.folder to a place with room that you may write to"
-            ) from None
-
-    def truncate_after(self, step: int) -> None:
-        """Drop lines of metrics and rollouts that a resumed run is going to write again."""
-        for file in (self.metrics, self.rollouts):
-            if file.exists():
-                kept = [line for line in _whole_lines(file) if json.loads(line)["step"] <= step]
-                replace_text(file, "".join(kept))
+            replace_text(self.recipe, recipe_yaml)
+            write_json(self.environment, environment())
 
     def append(self, file: Path, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append JSON lines."""
-        with file.open("a", encoding="utf-8") as stream:
+        """Append JSON lines.
+
+        Raises:
+            TrainingError: if that fails; what was written of the last line is dropped when the run is resumed.
+        """
+        with writing(file, "make room, then go on with --resume"), file.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
-    def append_rollouts(self, step: int, groups: Iterable[Group], shown: Mapping[tuple[str, int], str]) -> None:
-        """Append the rollouts of ``groups``; ``shown`` holds what the teacher saw, by (question id, sibling)."""
-        self.append(
-            self.rollouts,
-            (
-                {
-                    "step": step,
-                    "question": rollout.question.id,
-                    "sibling": rollout.sibling,
-                    "prompt": rollout.question.messages[-1]["content"],
-                    "response": rollout.text,
-                    "finish_reason": rollout.finish_reason,
-                    "reward": verdict.reward,
-                    "success": verdict.success,
-                    "answer": verdict.answer,
-                    "shown": shown.get((rollout.question.id, rollout.sibling)),
-                }
-                for group in groups
-                for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True)
-            ),
-        )
+    def truncate_after(self, step: int) -> None:
+        """Drop what a run resumed after ``step`` is going to write again: lines, evaluations, the mark of the end.
+
+        Raises:
+            TrainingError: a line is not what this package writes.
+        """
+        for file in (self.metrics, self.rollouts):
+            if file.exists():
+                kept = [line for number, line in _whole_lines(file) if _step_of(line, file, number) <= step]
+                replace_text(file, "".join(kept))
+        for done in self.evaluated_steps():
+            if done > step:
+                shutil.rmtree(self.evaluation(done), ignore_errors=True)
+        self.result.unlink(missing_ok=True)
+
+    def evaluated_steps(self) -> list[int]:
+        """Return the steps that have an evaluation, finished or not."""
+        names = (path.name.removeprefix("step-") for path in self.evaluations.glob("step-*"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def read_evaluations(self) -> dict[int, EvaluationResult]:
+        """Return the finished evaluations by step."""
+        files = {step: self.evaluation(step) / "result.json" for step in self.evaluated_steps()}
+        return {
+            step: EvaluationResult.from_json(json.loads(file.read_text(encoding="utf-8")))
+            for step, file in files.items()
+            if file.exists()
+        }
 
 
 def environment() -> dict[str, Any]:
     """Return versions, machine and git state, as far as they can be found out."""
-    versions = {}
+    versions = {"selfdistill": __version__}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
@@ -130,31 +143,69 @@ def environment() -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Return the commit of the folder that the run was started in and whether it has changes; None outside a repository."""
+    """Return the commit of the current folder and whether it has changes; None outside a repository."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True)
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain")
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
+    return {"commit": commit.strip(), "changed": bool(changed.strip())}
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True).stdout
+
+
+@contextmanager
+def writing(path: Path, remedy: str) -> Iterator[None]:
+    """Turn what the system says about ``path`` into one sentence.
+
+    Raises:
+        TrainingError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"{str(path)!r} cannot be written ({error.strerror or error}); {remedy}") from None
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that a reader never sees half of it."""
+    """Write JSON so that a reader never sees half of it.
+
+    Raises:
+        TrainingError: if that fails; the file is then as it was.
+    """
     replace_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path``, then move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write ``text`` beside ``path``, then move it into place.
+
+    Raises:
+        TrainingError: if that fails; the file is then as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path, "make room, then run the same command again"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _whole_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield numbered lines that were written to their end; a run that was killed may leave a part of the last one.
+
+    Lines end at newlines only: ``str.splitlines`` would also cut at characters that a response may contain.
+    """
+    *whole, _ = file.read_bytes().split(b"\n")
+    for number, line in enumerate(whole, start=1):
+        yield number, line.decode("utf-8", errors="replace") + "\n"
+
+
+def _step_of(line: str, file: Path, number: int) -> int:
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _whole_lines(file: Path) -> list[str]:
-    """Lines that were written to their end; a run that was killed may leave half of the last one."""
-    return [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        raise TrainingError(f"{file} line {number} is not a step's record; remove that line, then resume") from None

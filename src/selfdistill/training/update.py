@@ -1,7 +1,7 @@
 """Score, compare, update: from the rows of one optimiser step to changed weights.
 
-The teacher scores all of its rows first (hidden states, no gradient); then the student is forwarded, compared and differentiated one micro-batch at a
-time. Every row carries its share of the global loss, so gradients simply add up.
+The teacher scores all of its rows first (hidden states, no gradient); then the student is forwarded, compared and
+differentiated one micro-batch at a time. Every row carries its share of the global loss, so gradients simply add up.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from torch import Tensor
 from selfdistill.methods.method import Method
 from selfdistill.models.head import projection_of
 from selfdistill.models.loading import Policy
+from selfdistill.objectives.divergence import working_dtype
 from selfdistill.objectives.linear_divergence import linear_entropies
 from selfdistill.objectives.losses import MicroBatch, TokenLosses, distillation_losses, imitation_losses, policy_losses
 from selfdistill.objectives.reductions import entropy_weights
 from selfdistill.scoring.batching import micro_batches
-from selfdistill.scoring.forward import TokenPair, model_device, response_states, sequence_length
+from selfdistill.scoring.forward import TokenPair, response_states, sequence_length
 from selfdistill.teachers.self_teacher import SelfTeacher, TeacherScores
 from selfdistill.training.metrics import TokenMeans
 from selfdistill.training.plan import Row
@@ -68,7 +69,6 @@ def accumulate_gradients(
         on_tokens: told how many response tokens have been done.
     """
     distilled = [row for row in rows if row.objective == "distillation"]
-    others = [row for row in rows if row.objective != "distillation"]
     loss = 0.0
     if distilled:
         assert teacher is not None
@@ -76,7 +76,7 @@ def accumulate_gradients(
         importance = _entropy_importance(method, scores, scoring)
         loss += _objective_pass(distilled, method, policy, scoring, means, on_tokens, scores, importance)
     for objective in ("policy", "imitation"):
-        own = [row for row in others if row.objective == objective]
+        own = [row for row in rows if row.objective == objective]
         if own:
             loss += _objective_pass(own, method, policy, scoring, means, on_tokens)
     return loss
@@ -98,11 +98,11 @@ def _objective_pass(
         chosen = [rows[index] for index in indices]
         batch = _micro_batch(chosen, policy, scoring, scores, indices)
         scored = _token_losses(method, chosen[0].objective, batch)
-        weights = _per_token([row.token_weight for row in chosen], batch)
+        weights = _per_token([row.token_weight for row in chosen], batch.lengths, batch.student_hidden)
         if importance is not None:
             weights = weights * torch.cat([importance[index] for index in indices])
         loss = (scored.losses * weights).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += float(loss.detach())
         means.add_losses(scored, batch.rollout_logprobs)
         on_tokens(sum(batch.lengths))
@@ -112,23 +112,21 @@ def _objective_pass(
 def _micro_batch(
     rows: Sequence[Row], policy: Policy, scoring: Scoring, scores: TeacherScores | None, indices: Sequence[int]
 ) -> MicroBatch:
-    device = model_device(policy.model)
-    lengths = [len(row.rollout.response_ids) for row in rows]
     hidden = response_states(policy.model, [student_pair(row) for row in rows], policy.chat.pad_id)
+    lengths = [len(row.rollout.response_ids) for row in rows]
     sampled = all(row.rollout.logprobs is not None for row in rows)
     logprobs = [value for row in rows for value in row.rollout.logprobs or ()]
-    batch = MicroBatch(
+    return MicroBatch(
         student_hidden=hidden,
         student=projection_of(policy.model),
-        response_ids=torch.tensor([i for row in rows for i in row.rollout.response_ids], device=device),
+        response_ids=torch.tensor([i for row in rows for i in row.rollout.response_ids], device=hidden.device),
         lengths=lengths,
         temperature=scoring.temperature,
         teacher_hidden=torch.cat([scores.states[index] for index in indices]) if scores else None,
         teacher=scores.projection if scores else None,
-        rollout_logprobs=torch.tensor(logprobs, device=device) if sampled else None,
-        advantages=torch.tensor([row.advantage for row in rows for _ in row.rollout.response_ids], device=device),
+        rollout_logprobs=hidden.new_tensor(logprobs, dtype=working_dtype(hidden)) if sampled else None,
+        advantages=_per_token([row.advantage for row in rows], lengths, hidden),
     )
-    return batch
 
 
 def _token_losses(method: Method, objective: str | None, batch: MicroBatch) -> TokenLosses:
@@ -153,9 +151,10 @@ def _entropy_importance(method: Method, scores: TeacherScores, scoring: Scoring)
     return list(weights.split([len(states) for states in scores.states]))
 
 
-def _per_token(values: Sequence[float], batch: MicroBatch) -> Tensor:
-    lengths = torch.tensor(batch.lengths)
-    return torch.tensor(values).repeat_interleave(lengths).to(batch.response_ids.device)
+def _per_token(values: Sequence[float], lengths: Sequence[int], like: Tensor) -> Tensor:
+    """Repeat one number per row over the row's tokens, on the device and in the working precision of ``like``."""
+    repeated = [value for value, length in zip(values, lengths, strict=True) for _ in range(length)]
+    return like.new_tensor(repeated, dtype=working_dtype(like))
 
 
 def gradient_norm(parameters: Sequence[Tensor], clip: float | None) -> float:

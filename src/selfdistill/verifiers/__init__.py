@@ -8,6 +8,7 @@
 from selfdistill.verifiers.arithmetic import ArithmeticVerifier
 from selfdistill.verifiers.equivalence import NO_ANSWER, equivalence_classes
 from selfdistill.verifiers.extraction import final_answer, reference_answer
+from selfdistill.verifiers.last_integer import LastIntegerVerifier
 from selfdistill.verifiers.maths import MathsVerifier
 from selfdistill.verifiers.registry import build_verifier, verifier_names
 from selfdistill.verifiers.reward_function import RewardFunctionVerifier, load_reward_function
@@ -17,6 +18,7 @@ __all__ = [
     "NO_ANSWER",
     "ArithmeticVerifier",
     "Group",
+    "LastIntegerVerifier",
     "MathsVerifier",
     "RewardFunctionVerifier",
     "Verdict",

@@ -28,7 +28,10 @@ class ArithmeticVerifier:
 
     def verify(self, questions: Sequence[Question], responses: Sequence[str]) -> list[Verdict]:
         """Return one verdict per response, in order. Raises :class:`DataError` for an answer that is not an integer."""
-        return [_verdict(_gold(question), response) for question, response in zip(questions, responses, strict=True)]
+        return [
+            _verdict(integer_answer(question), response)
+            for question, response in zip(questions, responses, strict=True)
+        ]
 
     def equivalent(self, first: str, second: str) -> bool:
         """Say whether two parsed answers are the same integer."""
@@ -36,7 +39,8 @@ class ArithmeticVerifier:
         return first.strip() == second.strip() if one is None or other is None else one == other
 
 
-def _gold(question: Question) -> str:
+def integer_answer(question: Question) -> str:
+    """Return the reference answer as digits. Raises :class:`DataError` if it is not an integer."""
     gold = canonical_integer(question.answer) if question.answer is not None else None
     if gold is None:
         raise DataError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from selfdistill.errors import RecipeError, nearest
 from selfdistill.verifiers.arithmetic import ArithmeticVerifier
+from selfdistill.verifiers.last_integer import LastIntegerVerifier
 from selfdistill.verifiers.maths import MathsVerifier
 from selfdistill.verifiers.reward_function import RewardFunctionVerifier, load_reward_function
 from selfdistill.verifiers.verdict import Verifier
@@ -19,6 +20,7 @@ def _reward_function(path: str, threshold: float = 0.5) -> Verifier:
 
 _BUILDERS: dict[str, Callable[..., Verifier]] = {
     "arithmetic": ArithmeticVerifier,
+    "last_integer": LastIntegerVerifier,
     "maths": MathsVerifier,
     "reward_function": _reward_function,
 }
@@ -30,7 +32,7 @@ def verifier_names() -> tuple[str, ...]:
 
 
 def build_verifier(name: str, **settings: Any) -> Verifier:
-    """Return the verifier called ``name``: arithmetic; maths(timeout, memory_mib); reward_function(path, threshold).
+    """Return a verifier: arithmetic; last_integer; maths(timeout, memory_mib); reward_function(path, threshold).
 
     Raises :class:`RecipeError` naming the nearest valid name for an unknown verifier or setting, and for a setting that
     is missing.

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from selfdistill.errors import DataError
+from selfdistill.validation import PART
 from selfdistill.weighting.pass_rate import checked_pass_rates, hard_filter, paced_weights, pass_rate_weights
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class Uniform:
     """Every question counts the same."""
 
@@ -35,7 +36,7 @@ class Uniform:
         return [1.0] * len(pass_rates)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class PassRate:
     """(p (1-p))^alpha over its mean on the batch's informative questions (SC-SDPO, arXiv 2605.27765)."""
 
@@ -54,7 +55,7 @@ class PassRate:
         return pass_rate_weights(list(pass_rates), self.alpha)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class Paced:
     """p^a (1-p)^b from one pass before training, over its mean on the data set; frozen (PACED, arXiv 2603.11178)."""
 
@@ -90,7 +91,7 @@ class Paced:
         return [weights[question_id] for question_id in question_ids]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class HardFilter:
     """1 where low <= p <= high, else 0 (control of SC-SDPO, arXiv 2605.27765)."""
 

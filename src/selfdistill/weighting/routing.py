@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from selfdistill.contexts.prompt import PrivilegedPrompt
+from selfdistill.validation import PART
 from selfdistill.verifiers.verdict import Verdict
 
 Objective = Literal["distillation", "policy", "imitation"]
 """Divergence to the self-teacher; policy gradient on the reward; cross-entropy on the reference solution."""
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class EveryRow:
     """Every rollout goes to one objective."""
 
@@ -40,7 +41,7 @@ class EveryRow:
         ]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@dataclass(frozen=True, config=PART, kw_only=True)
 class FailuresToDistillation:
     """Failed rollouts with teacher context go to distillation, all others to the policy (SRPO, arXiv 2604.02288)."""
 
