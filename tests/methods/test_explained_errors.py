@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
@@ -153,7 +153,10 @@ ANYTHING = st.recursive(
 PARTS = ["source", "routing", "reduction", "context", "teacher", "weighting", "distillation", "policy", "imitation"]
 
 
-@given(st.sampled_from(["paint", "sc_sdpo", "srpo", "sft"]), st.dictionaries(st.sampled_from(PARTS), ANYTHING, max_size=2))
+@settings(deadline=None)
+@given(
+    st.sampled_from(["paint", "sc_sdpo", "srpo", "sft"]), st.dictionaries(st.sampled_from(PARTS), ANYTHING, max_size=2)
+)
 def test_whatever_a_recipe_holds_is_either_a_method_or_one_sentence(name: str, settings: dict[str, Any]) -> None:
     try:
         build(name, **settings)

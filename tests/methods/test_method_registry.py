@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import selfdistill
@@ -35,7 +35,13 @@ GRPO_PARTS = {
 PUBLISHED: dict[str, dict[str, Any]] = {
     "paint": {
         "source": {"kind": "rollouts", "group_size": 1},
-        "context": {"kind": "partial_solution", "hidden_wrong": 0.30, "hidden_correct": 0.40, "placement": "suffix"},
+        "context": {
+            "kind": "partial_solution",
+            "hidden_wrong": 0.30,
+            "hidden_correct": 0.40,
+            "placement": "suffix",
+            "thinking": True,
+        },
         "teacher": {"kind": "initial"},
         "weighting": {"kind": "uniform"},
         "routing": {"kind": "every_row", "objective": "distillation"},
@@ -54,7 +60,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "opsd": {
         "source": {"kind": "rollouts", "group_size": 1},
-        "context": {"kind": "full_solution"},
+        "context": {"kind": "full_solution", "thinking": True},
         "teacher": {"kind": "initial"},
         "reduction": {"kind": "sequence_mean", "over": "all"},
         "distillation": {
@@ -103,23 +109,28 @@ def test_the_ten_methods_are_registered_paint_first() -> None:
 def test_every_method_has_its_published_settings(name: str) -> None:
     data = as_data(build(name))
     assert data["name"] == name
-    for part, settings in PUBLISHED[name].items():
-        assert settings is None or data[part] is not None
-        if settings is None:
-            assert data[part] is None
-        else:
-            assert {key: data[part][key] for key in settings} == settings, part
+    for part, published in PUBLISHED[name].items():
+        assert (data[part] is None) == (published is None), part
+        assert all(data[part][key] == value for key, value in (published or {}).items()), part
 
 
 @pytest.mark.parametrize(
     ("name", "identifier"),
-    [("paint", "2604.26573"), ("opsd", "2601.18734"), ("sdpo", "2601.20802"), ("sc_sdpo", "2605.27765")]
-    + [("paced", "2603.11178"), ("srpo", "2604.02288"), ("grpo", "2402.03300")],
+    [
+        ("paint", "2604.26573"),
+        ("opsd", "2601.18734"),
+        ("sdpo", "2601.20802"),
+        ("sc_sdpo", "2605.27765"),
+        ("paced", "2603.11178"),
+        ("srpo", "2604.02288"),
+        ("grpo", "2402.03300"),
+    ],
 )
 def test_every_method_says_which_paper_it_comes_from(name: str, identifier: str) -> None:
     assert identifier in build(name).paper
 
 
+@settings(deadline=None)
 @given(st.sampled_from(NAMES))
 def test_building_twice_gives_equal_methods(name: str) -> None:
     assert build(name) == build(name) and build(name) is not build(name)
@@ -147,6 +158,7 @@ def test_an_overridden_method_reloads_as_an_equal_one(method: Method) -> None:
     assert reload(method) == method
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(["paint", "opsd"]),
     clip=st.none() | st.floats(1e-6, 1e3),

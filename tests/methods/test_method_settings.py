@@ -54,7 +54,7 @@ def test_a_kind_can_be_written_in_place_of_its_part() -> None:
 
 def test_naming_the_kind_that_a_part_has_keeps_its_settings() -> None:
     method = build("paint", context={"kind": "partial_solution", "hidden_wrong": 0.1})
-    assert method.context == PartialSolution(hidden_wrong=0.1)
+    assert method.context == PartialSolution(hidden_wrong=0.1, thinking=True)
 
 
 def test_settings_of_a_newly_chosen_kind_can_be_written_by_their_bare_names() -> None:
@@ -65,7 +65,11 @@ def test_settings_of_a_newly_chosen_kind_can_be_written_by_their_bare_names() ->
 
 
 def test_the_order_in_which_settings_are_written_does_not_matter() -> None:
-    settings = {"context.kind": "full_solution", "context.thinking": True, "context": {"template": {"heading": "Look:"}}}
+    settings = {
+        "context.kind": "full_solution",
+        "context.thinking": True,
+        "context": {"template": {"heading": "Look:"}},
+    }
     built = [build("paint", **dict(order)) for order in permutations(settings.items())]
     assert all(method == built[0] for method in built)
     assert isinstance(built[0].context, FullSolution) and built[0].context.thinking is True
@@ -160,7 +164,9 @@ def test_a_refused_override_leaves_the_method_usable() -> None:
     assert method == build("opsd") and method.teacher == Initial() and method.weighting == Uniform()
 
 
-@pytest.mark.parametrize("settings", [{3: 1}, {"": 1}, {".": 1}, {"context.": 1}, {"context..kind": "none"}, {"a.b.c": 1}])
+@pytest.mark.parametrize(
+    "settings", [{3: 1}, {"": 1}, {".": 1}, {"context.": 1}, {"context..kind": "none"}, {"a.b.c": 1}]
+)
 def test_names_that_cannot_be_names_are_refused(settings: dict[Any, Any]) -> None:
     with pytest.raises(RecipeError):
         with_settings(build("paint"), settings)

@@ -1,4 +1,4 @@
-"""Response token n is predicted from the position before it, whatever stands before the response and whatever pads it."""
+"""Response token n is predicted from the position before it, whatever stands before the response or pads it."""
 
 from collections.abc import Sequence
 
@@ -139,7 +139,9 @@ def test_positions_are_not_shifted_by_longer_rows_in_the_batch(tiny_model: Qwen3
 @torch.no_grad()
 def test_adapters_take_part_in_scoring(tiny_model: Qwen3ForCausalLM) -> None:
     plain = logits(tiny_model, ROWS)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False
+    )
     adapted = peft.get_peft_model(tiny_model, config)
     scored = logits(adapted, ROWS)
     for with_adapter, without, pair in zip(scored, plain, ROWS, strict=True):

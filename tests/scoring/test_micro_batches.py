@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdistill.scoring import micro_batches
@@ -8,6 +8,7 @@ LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 BUDGETS = st.integers(1, 300)
 
 
+@settings(deadline=None)
 @given(LENGTHS, BUDGETS)
 def test_every_row_is_in_exactly_one_micro_batch(lengths: list[int], budget: int) -> None:
     batches = micro_batches(lengths, budget)
@@ -15,6 +16,7 @@ def test_every_row_is_in_exactly_one_micro_batch(lengths: list[int], budget: int
     assert all(batches)
 
 
+@settings(deadline=None)
 @given(LENGTHS, BUDGETS)
 def test_padded_micro_batches_stay_within_the_budget_unless_one_row_alone_exceeds_it(
     lengths: list[int], budget: int
@@ -23,6 +25,7 @@ def test_padded_micro_batches_stay_within_the_budget_unless_one_row_alone_exceed
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
 
 
+@settings(deadline=None)
 @given(LENGTHS, BUDGETS)
 def test_the_longest_rows_come_first(lengths: list[int], budget: int) -> None:
     flat = [lengths[index] for batch in micro_batches(lengths, budget) for index in batch]

@@ -1,4 +1,4 @@
-"""A teacher is the student's architecture with other weights: which ones, when they move, and that they leave no trace."""
+"""A teacher is the student with other weights: which ones, when they move, and that they leave no trace."""
 
 import copy
 
@@ -10,7 +10,16 @@ from transformers import Qwen3ForCausalLM
 
 from selfdistill.models.head import Projection, projection_of
 from selfdistill.scoring import response_states
-from selfdistill.teachers import Initial, Live, MovingAverage, NoTeacher, SelfTeacher, Teacher, TrustRegion, start_teacher
+from selfdistill.teachers import (
+    Initial,
+    Live,
+    MovingAverage,
+    NoTeacher,
+    SelfTeacher,
+    Teacher,
+    TrustRegion,
+    start_teacher,
+)
 from selfdistill.teachers.weights import swapped, trainable
 
 ROWS = [((5, 6, 7, 8), (9, 10, 11)), ((12, 13), (14, 15, 16, 17, 18))]

@@ -47,7 +47,9 @@ def test_a_warm_up_longer_than_the_run_is_no_error() -> None:
 def test_weight_decay_acts_on_matrices_and_not_on_vectors() -> None:
     model = nn.Linear(3, 2)
     optimizer = make_optimizer(model, TrainConfig(weight_decay=0.1, learning_rate=0.5))
-    decays = {parameter.dim(): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    decays = {
+        parameter.dim(): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]
+    }
     assert decays == {2: 0.1, 1: 0.0}
     before = [parameter.detach().clone() for parameter in model.parameters()]
     step_with_gradient(model, optimizer, 0.0)
@@ -67,7 +69,10 @@ def test_float32_weights_are_updated_as_by_torch_itself() -> None:
     model, twin = nn.Linear(3, 2), nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
     config = TrainConfig(learning_rate=0.01, betas=(0.8, 0.9))
-    own, torchs = make_optimizer(model, config), torch.optim.AdamW(twin.parameters(), lr=0.01, betas=(0.8, 0.9), weight_decay=0)
+    own, torchs = (
+        make_optimizer(model, config),
+        torch.optim.AdamW(twin.parameters(), lr=0.01, betas=(0.8, 0.9), weight_decay=0),
+    )
     for value in (1.0, -0.5, 0.25):
         step_with_gradient(model, own, value)
         step_with_gradient(twin, torchs, value)

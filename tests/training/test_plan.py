@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfdistill.contexts import PrivilegedPrompt
@@ -99,6 +99,7 @@ def test_weights_are_the_global_batchs_also_when_it_is_split_into_several_update
             assert row.token_weight == pytest.approx(row.weight / (3 * 8))  # the part's own denominator: 8 rollouts
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12))
 def test_updates_split_a_batch_into_whole_groups_each_once(questions: int, count: int) -> None:
     made = plan("grpo", [group(f"q{index}", [1, 0]) for index in range(questions)])
@@ -140,7 +141,10 @@ def test_srpo_does_not_forward_a_degenerate_group_without_context_but_counts_its
     groups = [group("flat", [0, 0], [4, 6]), group("mixed", [1, 0], [5, 5])]
     made = plan("srpo", groups, prompted=[[False, False], [True, True]])
     rows = step(made, kind="token_mean")
-    assert [(row.rollout.question.id, row.objective) for row in rows] == [("mixed", "policy"), ("mixed", "distillation")]
+    assert [(row.rollout.question.id, row.objective) for row in rows] == [
+        ("mixed", "policy"),
+        ("mixed", "distillation"),
+    ]
     assert {row.token_weight for row in rows} == {1 / 20}
 
 
@@ -167,7 +171,9 @@ def test_advantages_use_rewards_partial_credit_included() -> None:
         ({"kind": "token_mean", "over": "informative"}, [1 / 8, 1 / 8]),
     ],
 )
-def test_each_reduction_has_the_denominator_that_its_name_says(reduction: dict[str, str], expected: list[float]) -> None:
+def test_each_reduction_has_the_denominator_that_its_name_says(
+    reduction: dict[str, str], expected: list[float]
+) -> None:
     """Four rollouts of 2, 3, 5 and 6 tokens; the second and the third have no signal."""
     made = plan("sdpo", [group("q", [1, 1, 0, 0], [2, 3, 5, 6])], prompted=[[True, False, False, True]])
     rows = step(made, **reduction)
@@ -186,6 +192,7 @@ def test_references_are_imitated_whatever_their_verdict() -> None:
     assert [row.token_weight for row in step(made, kind="token_mean")] == [1 / 10, 1 / 10]
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=6))
 def test_informative_questions_have_mean_weight_one_and_all_others_none(successes: list[list[bool]]) -> None:
     groups = [group(f"q{index}", [float(one) for one in row]) for index, row in enumerate(successes)]

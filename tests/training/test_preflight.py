@@ -73,8 +73,8 @@ def test_an_empty_solution_names_its_row(refusal) -> None:
 
 @pytest.mark.parametrize("method", ["paint", "sdpo", "grpo"])
 def test_a_prompt_longer_than_the_context_names_the_question_before_any_training(refusal, method) -> None:
-    said = refusal(method, [*GOOD, {**GOOD[0], "prompt": "1+" * 400 + "1"}])
-    assert "the prompt of question 'rows:6' has 8" in said
+    said = refusal(method, [*GOOD, {**GOOD[0], "prompt": "1+" * 500 + "1"}])
+    assert "the prompt of question 'rows:6' has 100" in said
     assert "beside a response of rollouts.sampling.max_new_tokens=24" in said
 
 

@@ -1,4 +1,4 @@
-"""The loss and its gradient are what the papers' formulas say, whatever the micro-batches; what has no signal costs nothing."""
+"""Loss and gradient are what the papers' formulas say, whatever the micro-batches; what has no signal costs nothing."""
 
 import copy
 import math
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from selfdistill.contexts import PrivilegedPrompt
 from selfdistill.methods import Method, build, names
 from selfdistill.models.loading import ModelConfig, Policy
+from selfdistill.objectives.losses import TokenLosses
 from selfdistill.questions.question import Question
 from selfdistill.rollouts.chat import ChatFormat
 from selfdistill.rollouts.rollout import Rollout
@@ -24,7 +25,6 @@ from selfdistill.training.metrics import TokenMeans
 from selfdistill.training.plan import Row, make_plan
 from selfdistill.training.update import Scoring, accumulate_gradients, gradient_norm
 from selfdistill.verifiers.verdict import Group, Verdict
-from selfdistill.weighting import pass_rate_weights
 
 TEMPERATURE = 1.1
 VOCABULARY = 57
@@ -164,7 +164,7 @@ def assert_same(first: tuple[float, dict[str, Tensor]], second: tuple[float, dic
 
 def paint_losses(student: Tensor, teacher: Tensor, fraction: float, strength: float, clip: float) -> Tensor:
     log_s, log_t = torch.log_softmax(student / TEMPERATURE, -1), torch.log_softmax(teacher / TEMPERATURE, -1)
-    ratio = (log_t.exp() * log_t).sum(-1) / (log_s.exp() * log_s).sum(-1)
+    ratio = (log_t.exp() * log_t).sum(-1) / (log_s.exp() * log_s).sum(-1).detach()
     count = math.ceil(fraction * len(ratio))
     chosen = sorted(range(len(ratio)), key=lambda n: (-float(ratio[n]), n))[:count]
     target = teacher.clone()
@@ -226,9 +226,13 @@ def reference(one: Batch) -> Tensor:
     if name == "srpo":
         return srpo_reference(one, tokens)
     rates = [group.pass_rate for group in one.groups]
-    weights = {"sc_sdpo": pass_rate_weights(rates), "hard_filter": [float(0.2 <= rate <= 0.8) for rate in rates]}
-    raw = [PRIOR[f"q{number}"] * (1 - PRIOR[f"q{number}"]) for number in range(4)]
-    weights["paced"] = [4 * value / sum(raw) for value in raw]
+    spread, prior = [math.sqrt(rate * (1 - rate)) for rate in rates], [rate * (1 - rate) for rate in PRIOR.values()]
+    informative = sum(0 < rate < 1 for rate in rates)
+    weights = {
+        "sc_sdpo": [informative * value / sum(spread) for value in spread],
+        "paced": [len(prior) * value / sum(prior) for value in prior],
+        "hard_filter": [float(0.2 <= rate <= 0.8) for rate in rates],
+    }
     for rollout, prompt, _, number in pairs:
         if prompt is None:
             continue
@@ -273,13 +277,11 @@ def test_loss_and_gradient_are_those_of_the_dense_formula(batch: Callable[..., B
     expected = reference(one)
     expected.backward()
     assert abs(loss) > 1e-6
-    assert_same((loss, gradient), (float(expected), gradients(one.policy.model)))
+    assert_same((loss, gradient), (expected.item(), gradients(one.policy.model)))
 
 
 @pytest.mark.parametrize("name", names())
-def test_the_step_does_not_depend_on_micro_batches_padding_or_row_order(
-    batch: Callable[..., Batch], name: str
-) -> None:
+def test_the_step_does_not_depend_on_micro_batches_padding_or_row_order(batch: Callable[..., Batch], name: str) -> None:
     one = batch(built(name))
     together = update(one)
     assert any(gradient.abs().max() > 1e-8 for gradient in together[1].values())
@@ -302,6 +304,23 @@ def test_float32_models_agree_to_float32(batch: Callable[..., Batch], name: str)
         assert loss == pytest.approx(exact[0], rel=1e-4, abs=1e-6)
         for key, value in gradient.items():
             torch.testing.assert_close(value.double(), exact[1][key], atol=1e-5, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["paint", "sdpo", "srpo", "grpo", "sft"])
+def test_a_bf16_model_is_compared_in_float32(batch: Callable[..., Batch], name: str) -> None:
+    class Seen(TokenMeans):
+        def add_losses(self, scored: TokenLosses, rollout_logprobs: Tensor | None) -> None:
+            dtypes.update(
+                value.dtype
+                for value in (scored.losses, scored.record.student_logprob, rollout_logprobs)
+                if value is not None
+            )
+
+    one, dtypes = batch(built(name)), set()
+    rows = one.rows()
+    one.policy.model.bfloat16()
+    loss = accumulate_gradients(rows, one.method, one.policy, one.teacher, Scoring(TEMPERATURE, 100), Seen())
+    assert math.isfinite(loss) and dtypes == {torch.float32}
 
 
 def test_the_policy_clip_acts_on_both_sides(batch: Callable[..., Batch]) -> None:
@@ -348,7 +367,10 @@ def test_a_teacher_with_the_students_weights_and_prompt_teaches_nothing(
 ) -> None:
     one = batch(built(name, teacher="live", divergence=divergence))
     one.prompts = [
-        [prompt and replace(prompt, token_ids=rollout.prompt_ids) for prompt, rollout in zip(p, g.rollouts, strict=True)]
+        [
+            prompt and replace(prompt, token_ids=rollout.prompt_ids)
+            for prompt, rollout in zip(p, g.rollouts, strict=True)
+        ]
         for p, g in zip(one.prompts, one.groups, strict=True)
     ]
     rows = [row for row in one.rows() if row.objective == "distillation"]
@@ -419,7 +441,9 @@ def test_only_adapters_get_a_gradient_under_lora(batch: Callable[..., Batch], po
     adapted = peft.get_peft_model(policy.model, config).double()
     groups, prompts = fake_rollouts(adapted)
     method = built("paint")
-    one = Batch(replace(policy, model=adapted), method, groups, prompts, start_teacher(method.teacher, adapted), adapted)
+    one = Batch(
+        replace(policy, model=adapted), method, groups, prompts, start_teacher(method.teacher, adapted), adapted
+    )
     move(adapted, seed=1)
     together = update(one)
     assert together[1] and all("lora_" in name for name in together[1])

@@ -14,7 +14,7 @@ def opsd() -> Method:
         name="opsd",
         paper="OPSD, arXiv 2601.18734",
         source=OwnRollouts(group_size=1),
-        context=FullSolution(),
+        context=FullSolution(thinking=True),
         teacher=Initial(),
         routing=EveryRow(objective="distillation"),
         distillation=Distillation(divergence="forward_kl", entry_clip=0.05),

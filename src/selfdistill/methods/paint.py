@@ -18,7 +18,7 @@ def paint() -> Method:
         name="paint",
         paper="PAINT, arXiv 2604.26573",
         source=OwnRollouts(group_size=1),
-        context=PartialSolution(hidden_wrong=0.30, hidden_correct=0.40, placement="suffix"),
+        context=PartialSolution(hidden_wrong=0.30, hidden_correct=0.40, placement="suffix", thinking=True),
         teacher=Initial(),
         routing=EveryRow(objective="distillation"),
         distillation=Distillation(

@@ -46,7 +46,7 @@ class Recipe(BaseModel):
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
         if not name.strip(". ") or any(character in name for character in "/\\") or not name.isprintable():
-            raise ValueError("it names the run folder, so it must have a letter or digit and no slash")
+            raise ValueError(f"{name!r} names the run folder, so it needs a letter or digit, and no slash")
         return name
 
     @field_validator("method", mode="before")
