@@ -13,11 +13,11 @@ class SelfDistillError(Exception):
     """Base of every error that is the input's fault rather than the program's."""
 
 
-class RecipeError(SelfDistillError):
+class RecipeError(SelfDistillError, ValueError):
     """A recipe, an override or a method setting is unknown, malformed or contradictory."""
 
 
-class DataError(SelfDistillError):
+class DataError(SelfDistillError, ValueError):
     """A data file or one of its rows cannot be used."""
 
 

@@ -1,4 +1,4 @@
-"""Real signals to real processes: a run that was asked to stop, and one that was killed, go on as if nothing had been."""
+"""Real signals to real processes: a run that was asked to stop, or was killed, goes on as if nothing had been."""
 
 from __future__ import annotations
 

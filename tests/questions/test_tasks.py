@@ -166,7 +166,7 @@ def test_the_section_survives_a_round_trip_through_the_resolved_recipe():
 
 def test_tasks_are_listed_and_new_ones_can_be_registered(monkeypatch):
     monkeypatch.setattr(tasks_module, "_TASKS", dict(tasks_module._TASKS))
-    assert task_names() == ("arithmetic", "maths", "custom")
+    assert task_names() == ("arithmetic", "sums", "maths", "custom")
     arithmetic = find_task("arithmetic")
     mine = Task("mine", "a task of mine", arithmetic.train, arithmetic.eval, arithmetic.verifier)
     register_task(mine)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -43,7 +44,7 @@ class Said(NullProgress):
 class InProcess:
     """Stands for a process; runs its command when it is started."""
 
-    started: list[list[str]] = []
+    started: ClassVar[list[list[str]]] = []
 
     def __init__(self, job: jobs.Job, environment: dict[str, str]) -> None:
         command = job.command()[3:]
@@ -197,7 +198,7 @@ def test_an_interrupted_comparison_asks_its_runs_to_stop_and_waits_for_them(tmp_
     with pytest.raises(KeyboardInterrupt):
         compare(tmp_path, progress=said)
     assert asked == ["stop", "stop", "waited", "waited"]
-    assert said.messages[-1] == "stopping after the current step: base, sft seed 0"
+    assert said.messages[-1] == "stopping after the current step: base, sft seed 0; the same command goes on from there"
     assert signal.getsignal(signal.SIGTERM) is before
 
 

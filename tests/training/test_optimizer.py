@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_the_cosine_starts_at_the_rate_falls_steadily_and_ends_at_zero_after_the
     assert rates[0] == 1e-3
     assert rates[5] == pytest.approx(5e-4)
     assert rates[-1] == pytest.approx(0, abs=1e-12)
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates))
 
 
 def test_a_warm_up_longer_than_the_run_is_no_error() -> None:

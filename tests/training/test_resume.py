@@ -171,7 +171,9 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(make_recipe) -> None:
     recipe = make_recipe("sft")
     train(recipe, stop_after=1)
     before = RunFolder(recipe.folder).metrics.read_bytes()
-    with pytest.raises(TrainingError, match="already holds a run; add --resume to go on with it, or set output.folder"):
+    with pytest.raises(
+        TrainingError, match=r"already holds a run; add --resume to go on with it, or set output.folder"
+    ):
         train(recipe)
     assert RunFolder(recipe.folder).metrics.read_bytes() == before
 
@@ -181,7 +183,7 @@ def test_training_twice_is_refused_and_resuming_a_finished_run_changes_nothing(m
     train(recipe)
     folder = RunFolder(recipe.folder)
     weights, rows = (folder.final / "model.safetensors").read_bytes(), read_lines(folder.metrics)
-    with pytest.raises(TrainingError, match="already holds a run"):
+    with pytest.raises(TrainingError, match=r"already holds a run"):
         train(recipe)
     again = train(recipe, resume=True)
     assert again.finished and again.step == 2
@@ -198,7 +200,7 @@ def test_a_finished_run_can_be_given_more_steps(make_recipe, reference, read_lin
 
 def test_fewer_steps_than_were_done_are_refused(make_recipe) -> None:
     train(make_recipe("sft"))
-    with pytest.raises(TrainingError, match="has already done 2 steps; set train.steps to 2 or more"):
+    with pytest.raises(TrainingError, match=r"has already done 2 steps; set train.steps to 2 or more"):
         train(make_recipe("sft", "train.steps=1"), resume=True)
 
 
@@ -212,7 +214,7 @@ def test_resuming_with_other_settings_names_them_and_their_values(make_recipe) -
 
 
 def test_resuming_where_there_is_no_run_says_so(make_recipe) -> None:
-    with pytest.raises(TrainingError, match="there is no run to resume in .* leave out --resume"):
+    with pytest.raises(TrainingError, match=r"there is no run to resume in .* leave out --resume"):
         train(make_recipe(), resume=True)
 
 

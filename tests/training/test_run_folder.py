@@ -150,7 +150,7 @@ def test_without_held_out_questions_the_run_ends_without_an_evaluation_and_says_
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_a_remedy(make_recipe, tmp_path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(TrainingError, match="cannot be written .*; set output.folder to a place with room"):
+    with pytest.raises(TrainingError, match=r"cannot be written .*; set output.folder to a place with room"):
         train(make_recipe("sft", f"output.folder={tmp_path / 'file' / 'run'}"))
 
 
@@ -196,7 +196,7 @@ def test_replacing_a_file_is_all_or_nothing(tmp_path, monkeypatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(TrainingError, match="No space left on device"):
+    with pytest.raises(TrainingError, match=r"No space left on device"):
         replace_text(file, "new")
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.json"]

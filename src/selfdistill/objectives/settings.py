@@ -16,7 +16,7 @@ DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
 SupportName = Literal["full", "student_topk", "teacher_topk"]
 
 
-class SettingError(RecipeError, ValueError):
+class SettingError(RecipeError):
     """A setting of an objective is unknown, out of range or contradictory."""
 
 
