@@ -69,7 +69,7 @@ def demo(arguments: argparse.Namespace) -> int:
     folder = Path(str(files("selfdistill"))) / "recipes" / "embedded"
     out = Path(arguments.out)
     _clear_finished_demo(out)
-    print("Training PAINT and SC-SDPO on the embedded model: multi-step arithmetic, 0.8M parameters.", flush=True)
+    print("Training PAINT and SC-SDPO on the embedded model: multi-step arithmetic, 0.9M parameters.", flush=True)
     return _compare([str(folder / f"{name}.yaml") for name in DEMO], arguments.overrides, 1, None, out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -314,3 +315,16 @@ def _damage(file: Path, how: str) -> None:
         state = torch.load(file, weights_only=True)
         state["model"].popitem()
         torch.save(state, file)
+
+
+def test_resuming_on_a_data_file_that_has_changed_is_refused(make_recipe, tmp_path) -> None:
+    rows = [{"prompt": f"{n}+{n}", "solution": f"#### {2 * n}", "answer": str(2 * n)} for n in range(2, 8)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = make_recipe(
+        "sft", "data.task=maths", f"data.train={json.dumps(str(data))}", "data.eval_limit=null", "data.eval_questions=2"
+    )
+    train(recipe, stop_after=1)
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    with pytest.raises(TrainingError, match=r"the questions are not those .* a data file has changed"):
+        train(recipe, resume=True)

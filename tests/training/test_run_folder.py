@@ -19,7 +19,7 @@ from selfdistill.training.run_folder import RunFolder, git_state, replace_text
 
 EVERY_METHOD = {
     "step", "loss", "divergence", "student_entropy", "teacher_entropy", "pass_rate", "pass_rate_histogram",
-    "informative_share", "weight_sum", "weight_max", "weighted_share", "clip_fraction", "reprompted_share",
+    "weight_sum", "weight_max", "weighted_share", "clip_fraction", "reprompted_share",
     "response_length", "truncated_share", "unparseable_share", "leak_rate", "grad_norm", "learning_rate",
     "skipped_updates", "forwarded_share", "seconds/step", "seconds/sampling", "seconds/verifying", "seconds/update",
     "tokens_per_second/sampling", "tokens_per_second/update",
@@ -34,7 +34,10 @@ def finite_numbers(row: dict) -> bool:
 
 @pytest.mark.parametrize(
     ("method", "own"),
-    [("paint", {"overlap", "hidden_ratio", "selected_ratio", "selected_share"}), ("sc_sdpo", {"ratio"})],
+    [
+        ("paint", {"overlap", "hidden_ratio", "selected_ratio", "selected_share"}),
+        ("sc_sdpo", {"ratio", "informative_share"}),
+    ],
 )
 def test_the_metrics_of_a_step_are_complete_and_finite(make_recipe, read_lines, method, own) -> None:
     recipe = make_recipe(method)

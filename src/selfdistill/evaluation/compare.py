@@ -36,10 +36,10 @@ class Comparison:
         """Say what the avg@k of both sides allows to say."""
         points, low, high = (100 * value for value in (self.avg.mean, self.avg.low, self.avg.high))
         direction = "worse" if points < 0 else "better"
+        change = "no difference" if points == 0 else f"{direction} by {abs(points):.1f} points"
         verdict = "distinguishable" if self.avg.excludes_zero else "not distinguishable"
         return (
-            f"{direction} by {abs(points):.1f} points on {self.problems} problems, "
-            f"{100 * self.level:.0f}% interval {low:.1f} to {high:.1f}: {verdict}"
+            f"{change} on {self.problems} problems, {100 * self.level:.0f}% interval {low:.1f} to {high:.1f}: {verdict}"
         )
 
     def to_json(self) -> dict[str, Any]:

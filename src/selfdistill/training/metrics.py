@@ -81,14 +81,16 @@ def _pass_rate_metrics(plan: Plan, group_size: int) -> Metrics:
     histogram = [0] * (group_size + 1)
     for rate in rates:
         histogram[round(rate * group_size)] += 1
-    return {
+    metrics: Metrics = {
         "pass_rate": _mean(rates),
         "pass_rate_histogram": histogram,
-        "informative_share": _mean([0 < rate < 1 for rate in rates]),
         "weight_sum": sum(plan.question_weights),
         "weight_max": max(plan.question_weights, default=0.0),
         "weighted_share": _mean([weight > 0 for weight in plan.question_weights]),
     }
+    if group_size > 1:  # one rollout alone is always all-right or all-wrong
+        metrics["informative_share"] = _mean([0 < rate < 1 for rate in rates])
+    return metrics
 
 
 def context_metrics(rows: Sequence[Row]) -> Metrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from selfdistill.contexts.rendering import PromptFrame
@@ -27,6 +28,16 @@ def check_questions(method: Method, data: LoadedData) -> None:
     if not data.train:
         raise DataError("there are no training questions; set data.train to a file or hub id")
     require(data.train, method.requires, f"method {method.name!r}")
+
+
+def data_digest(data: LoadedData) -> dict[str, int | str]:
+    """Return how many questions there are and a digest of all that is known about them."""
+    known = [
+        (one.id, [dict(message) for message in one.messages], one.solution, one.answer)
+        for one in (*data.train, *data.eval)
+    ]
+    digest = hashlib.blake2b(repr(known).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+    return {"train": len(data.train), "eval": len(data.eval), "digest": digest}
 
 
 def check_model(policy: Policy, recipe: Recipe, data: LoadedData) -> PromptFrame:

@@ -76,16 +76,27 @@ class RunFolder:
         """Written last: a run with it is finished."""
         return self.path / "result.json"
 
-    def create(self, recipe_yaml: str) -> None:
+    @property
+    def data(self) -> Path:
+        """A digest of the questions: a resumed run must find the same ones."""
+        return self.path / "data.json"
+
+    def create(self, recipe_yaml: str, data_digest: Mapping[str, Any]) -> None:
         """Make the folder and write what the run depends on.
 
         Raises:
-            TrainingError: if the folder cannot be written.
+            TrainingError: if the folder cannot be written, or the run in it was started with other questions.
         """
+        if self.data.exists() and json.loads(self.data.read_text(encoding="utf-8")) != data_digest:
+            raise TrainingError(
+                f"the questions are not those that the run in {str(self.path)!r} was started with: a data file has "
+                "changed; restore it, or set output.folder to another place"
+            )
         with writing(self.path, "set output.folder to a place with room that you may write to"):
             self.path.mkdir(parents=True, exist_ok=True)
             replace_text(self.recipe, recipe_yaml)
             write_json(self.environment, environment())
+            write_json(self.data, data_digest)
 
     def append(self, file: Path, records: Iterable[Mapping[str, Any]]) -> None:
         """Append JSON lines.
