@@ -21,8 +21,8 @@ from selfdistill.models.loading import (
     load_policy,
     resolve_source,
     save_pretrained,
-    trainable_parameters,
 )
+from selfdistill.teachers.weights import trainable
 
 CARD = "# A model\n"
 
@@ -70,7 +70,7 @@ def clone(folder: Path, target: Path, *, without: str = "") -> Path:
 
 def test_the_embedded_model_is_the_default_and_trains_all_its_weights() -> None:
     policy = load_policy(ModelConfig(device="cpu"), seed=0)
-    assert set(trainable_parameters(policy)) == dict(policy.model.named_parameters()).keys()
+    assert set(trainable(policy.model)) == dict(policy.model.named_parameters()).keys()
     assert policy.tokenizer.eos_token_id in policy.chat.end_of_turn_ids
     assert policy.device == torch.device("cpu") and not policy.has_adapters and not policy.model.training
 
@@ -82,7 +82,7 @@ def test_bfloat16_is_a_setting_of_the_weights(tiny: Path) -> None:
 
 def test_adapters_are_the_only_trainable_weights_and_float32_beside_a_bf16_base(tiny: Path) -> None:
     policy = load(tiny, dtype="bfloat16", lora={"r": 2, "alpha": 4})
-    trained = trainable_parameters(policy)
+    trained = trainable(policy.model)
     assert all(".lora_A." in name or ".lora_B." in name for name in trained)
     assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained} == set(ATTENTION_AND_MLP)
     assert {weight.dtype for weight in trained.values()} == {torch.float32}
@@ -99,7 +99,7 @@ def test_adapters_depend_on_the_seed_alone(tiny: Path) -> None:
     config = ModelConfig(path=str(tiny), device="cpu", lora=LoraConfig(r=2))
 
     def weights(seed: int) -> torch.Tensor:
-        return torch.cat([weight.flatten() for weight in trainable_parameters(load_policy(config, seed)).values()])
+        return torch.cat([weight.flatten() for weight in trainable(load_policy(config, seed).model).values()])
 
     torch.manual_seed(5)
     first = weights(1)
@@ -117,7 +117,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny: Path, lora: dict[str, 
         policy.model.train()
         ids = torch.arange(10).unsqueeze(0)
         policy.model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        return {name: weight.grad for name, weight in trainable_parameters(policy).items() if weight.grad is not None}
+        return {name: weight.grad for name, weight in trainable(policy.model).items() if weight.grad is not None}
 
     plain, recomputed = gradients(False), gradients(True)
     assert plain and plain.keys() == recomputed.keys()
@@ -144,7 +144,7 @@ def test_saved_adapters_load_with_peft_and_merge_when_loaded_here(tiny: Path, tm
 
     policy = load(tiny, lora={"r": 2})
     with torch.no_grad():
-        for weight in trainable_parameters(policy).values():
+        for weight in trainable(policy.model).values():
             weight.add_(0.05)
     save_pretrained(policy, tmp_path / "final", CARD)
     assert not (tmp_path / "final" / "config.json").exists()
@@ -153,7 +153,7 @@ def test_saved_adapters_load_with_peft_and_merge_when_loaded_here(tiny: Path, tm
     torch.testing.assert_close(logits(AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "final"))), expected)
     merged = load(tmp_path / "final")
     torch.testing.assert_close(logits(merged.model), expected, rtol=1e-4, atol=1e-5)
-    assert set(trainable_parameters(merged)) == dict(load(tiny).model.named_parameters()).keys()
+    assert set(trainable(merged.model)) == dict(load(tiny).model.named_parameters()).keys()
 
 
 def test_saving_again_replaces_the_folder_as_a_whole(tiny: Path, tmp_path: Path) -> None:

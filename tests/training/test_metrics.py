@@ -79,7 +79,7 @@ def test_what_the_teacher_was_shown_is_logged() -> None:
     assert (logged["overlap"], logged["hidden_ratio"]) == (0.75, 0.35)
 
 
-@pytest.mark.parametrize("name", ["sdpo", "srpo", "paint"])
+@pytest.mark.parametrize("name", ["sdpo", "srpo"])
 def test_a_batch_in_which_nothing_could_be_taught_logs_a_share_of_zero(name: str) -> None:
     logged = metrics(name, [[None] * 4] * 2)
     assert logged["reprompted_share"] == 0

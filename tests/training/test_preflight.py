@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from selfdistill.errors import SelfDistillError
-from selfdistill.training.recipe import load_recipe
+from selfdistill.models.loading import ModelConfig, Policy
+from selfdistill.training.preflight import ignored_settings
+from selfdistill.training.recipe import load_recipe, parse_recipe
 from selfdistill.training.run import train
 
 GOOD = [{"prompt": f"{n}+{n}", "solution": f"{n}+{n}={2 * n}\n#### {2 * n}", "answer": str(2 * n)} for n in range(3, 9)]
@@ -94,3 +97,15 @@ def test_a_question_that_fits_the_student_but_not_the_teacher_is_found_before_an
 def test_a_solution_that_does_not_fit_the_context_is_refused_for_supervised_training(refusal) -> None:
     said = refusal("sft", [*GOOD, {**GOOD[0], "prompt": "9+9", "solution": "9+9=18\n" * 200 + "#### 18"}])
     assert "question 'rows:6' and its solution have" in said
+
+
+def test_a_thinking_setting_that_the_template_cannot_follow_is_mentioned(tiny_chat, tiny_model) -> None:
+    class Chat:
+        has_thinking_switch = False
+
+    policy = Policy(tiny_model, tiny_chat.tokenizer, Chat(), ModelConfig(), torch.device("cpu"))  # type: ignore[arg-type]
+    notes = ignored_settings(policy, parse_recipe({"method": "paint", "rollouts": {"thinking": False}}))
+    assert notes == [
+        "rollouts.thinking is false, but the model's chat template has no thinking switch: it changes nothing"
+    ]
+    assert ignored_settings(policy, parse_recipe({"method": "paint"})) == []

@@ -3,7 +3,7 @@ import pytest
 
 from selfdistill.errors import RecipeError
 from selfdistill.questions.question import Question
-from selfdistill.verifiers import RewardFunctionVerifier, build_verifier, load_reward_function, verifier_names
+from selfdistill.verifiers import RewardFunctionVerifier, load_reward_function
 
 
 def question(text="2+2", *, chat=False, **columns):
@@ -173,23 +173,3 @@ def test_a_file_that_does_not_import_says_why(tmp_path):
 def test_a_module_that_does_not_exist_says_so():
     with pytest.raises(RecipeError, match=r"module nowhere\.rewards does not import .*install it, or write file"):
         load_reward_function("nowhere.rewards:score")
-
-
-def test_verifiers_are_built_by_name(rewards_file):
-    assert verifier_names() == ("arithmetic", "last_integer", "maths", "reward_function")
-    assert build_verifier("arithmetic").requires == ("answer",)
-    assert build_verifier("maths", timeout=2.0).requires == ("answer",)
-    assert build_verifier("reward_function", path=f"{rewards_file}:score", threshold=0.7).threshold == 0.7
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "message"),
-    [
-        ("math", {}, r"unknown verifier 'math' \(did you mean 'maths'\?\)"),
-        ("maths", {"time_out": 3}, r"has no setting 'time_out' \(did you mean 'timeout'\?\)"),
-        ("reward_function", {}, "needs the setting 'path'"),
-    ],
-)
-def test_a_wrong_name_or_setting_is_refused_with_the_nearest_one(name, settings, message):
-    with pytest.raises(RecipeError, match=message):
-        build_verifier(name, **settings)

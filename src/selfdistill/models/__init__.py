@@ -12,7 +12,6 @@ from selfdistill.models.loading import (
     Policy,
     load_policy,
     save_pretrained,
-    trainable_parameters,
 )
 from selfdistill.models.smollm2 import prepare_smollm2
 
@@ -28,5 +27,4 @@ __all__ = [
     "prepare_smollm2",
     "projection_of",
     "save_pretrained",
-    "trainable_parameters",
 ]

@@ -115,11 +115,6 @@ def load_policy(config: ModelConfig, seed: int) -> Policy:
     return Policy(adapted, tokenizer, chat, config, device)
 
 
-def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
-    """Return the parameters that an optimizer updates, by name, in the model's order; tied weights once."""
-    return {name: weight for name, weight in policy.model.named_parameters() if weight.requires_grad}
-
-
 def save_pretrained(policy: Policy, folder: Path, card: str) -> None:
     """Write the model as transformers (all weights) or PEFT (adapters) expects it, the tokenizer and a model card.
 

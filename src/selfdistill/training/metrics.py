@@ -13,6 +13,7 @@ from selfdistill.contexts.leaks import mentions_reference
 from selfdistill.methods.sources import OwnRollouts, ReferenceSolutions
 from selfdistill.objectives.losses import TokenLosses
 from selfdistill.training.plan import Plan, Row
+from selfdistill.weighting.pass_rate import pass_rate_statistics
 
 Metrics = dict[str, Any]
 
@@ -77,19 +78,16 @@ def batch_metrics(plan: Plan, source: OwnRollouts | ReferenceSolutions) -> Metri
 
 
 def _pass_rate_metrics(plan: Plan, group_size: int) -> Metrics:
-    rates = [group.pass_rate for group in plan.groups]
-    histogram = [0] * (group_size + 1)
-    for rate in rates:
-        histogram[round(rate * group_size)] += 1
+    statistics = pass_rate_statistics([group.pass_rate for group in plan.groups], group_size)
     metrics: Metrics = {
-        "pass_rate": _mean(rates),
-        "pass_rate_histogram": histogram,
+        "pass_rate": statistics.mean,
+        "pass_rate_histogram": list(statistics.histogram),
         "weight_sum": sum(plan.question_weights),
         "weight_max": max(plan.question_weights, default=0.0),
         "weighted_share": _mean([weight > 0 for weight in plan.question_weights]),
     }
     if group_size > 1:  # one rollout alone is always all-right or all-wrong
-        metrics["informative_share"] = _mean([0 < rate < 1 for rate in rates])
+        metrics["informative_share"] = statistics.informative_share
     return metrics
 
 

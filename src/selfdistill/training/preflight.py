@@ -68,6 +68,18 @@ def check_model(policy: Policy, recipe: Recipe, data: LoadedData) -> PromptFrame
     return frame
 
 
+def ignored_settings(policy: Policy, recipe: Recipe) -> list[str]:
+    """Return a sentence for every setting of the recipe that this model cannot follow."""
+    if policy.chat.has_thinking_switch:
+        return []
+    asked = {"rollouts.thinking": recipe.rollouts.thinking, "evaluation.thinking": recipe.evaluation.thinking}
+    return [
+        f"{name} is {str(value).lower()}, but the model's chat template has no thinking switch: it changes nothing"
+        for name, value in asked.items()
+        if value is not None
+    ]
+
+
 def _context(policy: Policy) -> int:
     context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     return int(context or 1_000_000)

@@ -26,7 +26,7 @@ from selfdistill.training.loop import Trainer
 from selfdistill.training.metrics import Metrics, finite
 from selfdistill.training.optimizer import make_optimizer
 from selfdistill.training.plan import Plan
-from selfdistill.training.preflight import check_model, check_questions, data_digest
+from selfdistill.training.preflight import check_model, check_questions, data_digest, ignored_settings
 from selfdistill.training.progress import NullProgress, Progress
 from selfdistill.training.recipe import Recipe, describe_changes, parse_recipe, resume_conflicts
 from selfdistill.training.recipe_file import read_yaml
@@ -110,6 +110,8 @@ def start(recipe: Recipe, *, resume: bool, progress: Progress) -> Run:
     check_questions(recipe.method, data)
     policy = load_policy(recipe.model, recipe.train.seed)
     frame = check_model(policy, recipe, data)
+    for note in ignored_settings(policy, recipe):
+        progress.message(note)
     folder.create(recipe.to_yaml(), data_digest(data))
     sampler = make_sampler(policy, recipe.rollouts)
     trainer = Trainer(recipe, policy, sampler, data.verifier, data.train, frame, progress)

@@ -10,7 +10,6 @@ from selfdistill.verifiers.equivalence import NO_ANSWER, equivalence_classes
 from selfdistill.verifiers.extraction import final_answer, reference_answer
 from selfdistill.verifiers.last_integer import LastIntegerVerifier
 from selfdistill.verifiers.maths import MathsVerifier
-from selfdistill.verifiers.registry import build_verifier, verifier_names
 from selfdistill.verifiers.reward_function import RewardFunctionVerifier, load_reward_function
 from selfdistill.verifiers.verdict import Group, Verdict, Verifier
 
@@ -23,10 +22,8 @@ __all__ = [
     "RewardFunctionVerifier",
     "Verdict",
     "Verifier",
-    "build_verifier",
     "equivalence_classes",
     "final_answer",
     "load_reward_function",
     "reference_answer",
-    "verifier_names",
 ]
