@@ -40,7 +40,15 @@ def test_every_setting_that_is_printed_says_what_it_means():
             assert not re.match(r"\s+(?!kind)\w+: ", line) or "#" in line, f"{name}: {line} has no description"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/papers.md", "docs/recipes.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(f"docs/{name}.md" for name in ("methods", "papers", "recipes")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_in_the_documents_lead_somewhere(page: str):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -8,6 +8,8 @@ arrow is one package::
              --weigh--> weight --score--> hidden states (student, teacher)
              --compare--> per-token record --> loss --> update
 
+Docstrings that cite METHODS, as in "METHODS 3.4", mean that section of docs/methods.md.
+
 Importing this package is cheap: torch and transformers are imported by the parts that need them.
 """
 
