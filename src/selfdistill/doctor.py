@@ -29,14 +29,6 @@ REQUIRED = {
 }
 """The libraries that a run stands on, with the versions that pyproject.toml asks for (a test compares them)."""
 
-OPTIONAL = {
-    "vllm": (("vllm",), "rollouts by vLLM"),
-    "ray": (("ray",), "training on several machines"),
-    "trackers": (("wandb", "trackio", "tensorboard"), "metrics in a tracker besides metrics.jsonl"),
-    "report": (("matplotlib",), "figures"),
-}
-"""Extra: (packages of which one is enough, what it is for)."""
-
 GIB = 2**30
 
 
@@ -68,7 +60,6 @@ def diagnose(folder: Path | None = None) -> list[Check]:
         ("threads", _threads),
         ("maths verifier", _maths_verifier),
         ("embedded model", _embedded_model),
-        ("optional parts", _optional),
         ("smollm2", _smollm2),
         ("disk", lambda: _disk(place)),
     ]
@@ -226,15 +217,6 @@ def _embedded_model() -> Iterator[Check]:
         count = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
     tokens = len(AutoTokenizer.from_pretrained(folder))
     yield Check("embedded model", "ok", f"{count / 1e6:.2f} million weights, {tokens} tokens")
-
-
-def _optional() -> Iterator[Check]:
-    for extra, (packages, purpose) in OPTIONAL.items():
-        found = [f"{name} {version}" for name in packages if (version := _version(name)) is not None]
-        if found:
-            yield Check(extra, "ok", ", ".join(found))
-        else:
-            yield Check(extra, "ok", f"not installed (optional: {purpose})", f"pip install 'selfdistill[{extra}]'")
 
 
 def _smollm2() -> Iterator[Check]:

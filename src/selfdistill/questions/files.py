@@ -48,7 +48,7 @@ def source_name(path: str, split: str = "train") -> str:
 
 def _missing(file: Path, path: str) -> str:
     folder = file.parent
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    names = [entry.name for entry in folder.iterdir() if entry.suffix in _READERS] if folder.is_dir() else []
     where = nearest(file.name, names) if folder.is_dir() else f" (the folder {folder} does not exist either)"
     return f"there is no data file {path}{where}; give an existing file, or a hub id such as openai/gsm8k:main"
 
