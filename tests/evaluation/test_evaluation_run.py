@@ -213,7 +213,7 @@ def test_a_comparison_says_whether_the_problems_can_tell(tiny_chat):
     assert str(comparison).endswith(": distinguishable")
     assert str(compare_results(better, base)).startswith("worse by ")
     same = compare_results(base, base)
-    assert str(same) == "better by 0.0 points on 40 problems, 95% interval 0.0 to 0.0: not distinguishable"
+    assert str(same) == "no difference on 40 problems, 95% interval 0.0 to 0.0: not distinguishable"
     assert json.loads(json.dumps(same.to_json()))["sentence"] == str(same)
 
 
