@@ -102,7 +102,7 @@ def _is_recipe(word: str) -> bool:
 
 
 def _clear_finished_demo(out: Path) -> None:
-    """Make room for the demo to start over: a finished one is shown again, an interrupted one goes on.
+    """Make room for the demo: a finished one is removed, so that it runs again; an interrupted one goes on.
 
     Raises:
         RecipeError: there is something in ``out`` that the demo did not write.
@@ -117,6 +117,7 @@ def _clear_finished_demo(out: Path) -> None:
             f"{str(out)!r} holds {others[0]!r}, which is not the demo's; choose another folder with --out"
         )
     if (out / "table.json").exists():
+        print(f"Removing the finished demo in {out}.", flush=True)
         shutil.rmtree(out)
 
 

@@ -80,7 +80,7 @@ def test_two_recipes_and_two_seeds_give_a_table_with_intervals_and_a_second_call
     assert len(InProcess.started) == 5
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert rows[0].startswith("| run | avg@2, % | maj@2, % | avg against base, points | seeds | steps |")
+    assert rows[0].startswith("| run | avg@2, % | maj@2, % | pass@2, % | avg against base, points | seeds |")
     assert [row.split(" | ")[0] for row in rows[1:]] == ["| base", "| sft", "| grpo"]
     assert "4 held-out problems; brackets are 95% bootstrap intervals over problems" in text
     data = json.loads((tmp_path / "table.json").read_text())
@@ -93,6 +93,18 @@ def test_two_recipes_and_two_seeds_give_a_table_with_intervals_and_a_second_call
     assert InProcess.started == []
     assert said.messages == ["5 of 5 runs are finished already"]
     assert table(again) == table(lines)
+
+
+def test_the_intervals_have_the_level_that_the_recipe_asks_for(tmp_path) -> None:
+    wide = compare(tmp_path / "wide", recipes=RECIPES[:1])
+    narrow = compare(tmp_path / "narrow", "evaluation.level=0.5", recipes=RECIPES[:1])
+    assert "brackets are 50% bootstrap intervals over problems only" in table(narrow)
+    for one, other in zip(narrow, wide, strict=True):
+        assert (
+            one.interval("avg").high - one.interval("avg").low < other.interval("avg").high - other.interval("avg").low
+        )
+    assert narrow[1].against_base is not None
+    assert "50% interval" in str(narrow[1].against_base)
 
 
 def test_another_seed_is_added_to_what_is_there(tmp_path) -> None:

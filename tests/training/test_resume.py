@@ -201,8 +201,10 @@ def test_a_finished_run_can_be_given_more_steps(make_recipe, reference, read_lin
 
 def test_fewer_steps_than_were_done_are_refused(make_recipe) -> None:
     train(make_recipe("sft"))
+    before = RunFolder(make_recipe("sft").folder).recipe.read_text()
     with pytest.raises(TrainingError, match=r"has already done 2 steps; set train.steps to 2 or more"):
         train(make_recipe("sft", "train.steps=1"), resume=True)
+    assert RunFolder(make_recipe("sft").folder).recipe.read_text() == before
 
 
 def test_resuming_with_other_settings_names_them_and_their_values(make_recipe) -> None:

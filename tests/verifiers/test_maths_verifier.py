@@ -167,3 +167,9 @@ def test_every_reference_of_the_benchmarks_parses_and_equals_itself_in_another_f
     # 0 + a is another string with the same value, so this goes through the parser.
     same = verifier.verify(questions, [rf"\boxed{{ 0 + {answer} }}" for answer in answers])
     assert all(verdict.success for verdict in same)
+
+
+def test_an_equation_of_numbers_is_not_read_by_its_right_hand_side(verifier):
+    assert not succeeds(verifier, "12", r"\boxed{5=12}")
+    assert not succeeds(verifier, "12", r"\boxed{12=12}")
+    assert succeeds(verifier, "12", r"\boxed{x=12}")

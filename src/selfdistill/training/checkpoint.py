@@ -101,8 +101,13 @@ def checkpoints(folder: Path) -> list[Path]:
     """Return the finished checkpoints, oldest first."""
     return sorted(
         (path for path in folder.glob("step-*") if (path / STATE).exists()),
-        key=lambda path: int(path.name.removeprefix("step-")),
+        key=checkpoint_step,
     )
+
+
+def checkpoint_step(path: Path) -> int:
+    """Return how many steps a checkpoint's name says were done."""
+    return int(path.name.removeprefix("step-"))
 
 
 def _content(state: TrainState) -> dict[str, Any]:

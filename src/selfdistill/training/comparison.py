@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from selfdistill.errors import RecipeError
+from selfdistill.evaluation.bootstrap import Interval
 from selfdistill.evaluation.compare import Comparison, Metric, compare_results, pooled
 from selfdistill.evaluation.result import EvaluationResult, percent
 from selfdistill.training.jobs import Job, run_jobs
@@ -19,7 +20,7 @@ from selfdistill.training.progress import Progress
 from selfdistill.training.recipe import Recipe, describe_changes, differing_settings, load_recipe
 from selfdistill.training.run_folder import replace_text, write_json
 
-SHARED = ("model.path", "model.revision", "data.", "evaluation.")
+SHARED = ("model.path", "model.revision", "model.dtype", "data.", "evaluation.")
 """What recipes must have in common so that their results can be compared."""
 
 
@@ -32,7 +33,18 @@ class Line:
     """One per seed."""
     against_base: Comparison | None
     steps: int
+    seconds_per_step: float | None
+    """Mean over steps and seeds, on this machine with what else ran on it; None for the base."""
     folders: tuple[Path, ...]
+
+    @property
+    def level(self) -> float:
+        """Of the intervals, as the recipe's evaluation section says."""
+        return float(self.results[0].settings.get("level", 0.95))
+
+    def interval(self, metric: Metric) -> Interval:
+        """Return the mean of a metric over the seeds, with an interval over problems and seeds."""
+        return pooled(self.results, metric, level=self.level)
 
 
 def compare(
@@ -64,17 +76,17 @@ def compare(
 def table(lines: Sequence[Line]) -> str:
     """Return the comparison as a Markdown table."""
     first = lines[0].results[0]
-    level = f"{100 * first.settings.get('level', 0.95):.0f}%"
-    rows = [
-        f"| run | avg@{first.samples}, % | maj@{first.samples}, % | avg against base, points | seeds | steps "
-        "| tokens per response |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    rows += [f"| {' | '.join(_cells(line))} |" for line in lines]
-    rows.append(
-        f"\n{first.problems} held-out problems; brackets are {level} bootstrap intervals over problems "
-        "(and over seeds where there are several)."
+    most = max(first.pass_at)
+    scores = [f"avg@{first.samples}, %", f"maj@{first.samples}, %", f"pass@{most}, %", "avg against base, points"]
+    columns = ["run", *scores, "seeds", "steps", "seconds per step", "tokens per response"]
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows += [f"| {' | '.join(_cells(line, most))} |" for line in lines]
+    one_seed = any(len(line.results) == 1 for line in lines[1:])
+    over = (
+        "problems only: with one seed they lack the variation between trainings" if one_seed else "problems and seeds"
     )
+    level = f"{100 * lines[0].level:.0f}%"
+    rows.append(f"\n{first.problems} held-out problems; brackets are {level} bootstrap intervals over {over}.")
     return "\n".join(rows) + "\n"
 
 
@@ -83,9 +95,11 @@ def as_json(line: Line) -> dict[str, Any]:
     return {
         "run": line.label,
         "steps": line.steps,
+        "seconds_per_step": line.seconds_per_step,
         "seeds": len(line.results),
-        "avg": _interval(line, "avg"),
-        "maj": _interval(line, "maj"),
+        "level": line.level,
+        "avg": asdict(line.interval("avg")),
+        "maj": asdict(line.interval("maj")),
         "per_seed_avg": [result.avg.mean for result in line.results],
         "against_base": line.against_base.to_json() if line.against_base else None,
         "folders": [str(folder) for folder in line.folders],
@@ -94,31 +108,30 @@ def as_json(line: Line) -> dict[str, Any]:
 
 def _lines(base: Job, runs: Sequence[tuple[Recipe, list[Job]]]) -> list[Line]:
     base_result = base.result()
-    lines = [Line("base", (base_result,), None, 0, (base.folder,))]
+    lines = [Line("base", (base_result,), None, 0, None, (base.folder,))]
     for recipe, own in runs:
         results = tuple(job.result() for job in own)
-        gain = compare_results(base_result, results)
-        lines.append(Line(recipe.name, results, gain, recipe.train.steps, tuple(job.folder for job in own)))
+        gain = compare_results(base_result, results, level=recipe.evaluation.level)
+        pace = sum(job.seconds_per_step() for job in own) / len(own)
+        lines.append(Line(recipe.name, results, gain, recipe.train.steps, pace, tuple(job.folder for job in own)))
     return lines
 
 
-def _cells(line: Line) -> list[str]:
+def _cells(line: Line, most: int) -> list[str]:
     gain = line.against_base.avg if line.against_base else None
     length = sum(result.mean_length for result in line.results) / len(line.results)
+    reached = sum(result.pass_at[most].mean for result in line.results) / len(line.results)
     return [
         line.label,
-        percent(pooled(line.results, "avg")),
-        percent(pooled(line.results, "maj")),
+        percent(line.interval("avg")),
+        percent(line.interval("maj")),
+        f"{100 * reached:.1f}",
         f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]" if gain else "",
         str(len(line.results)) if gain else "",
         str(line.steps),
+        f"{line.seconds_per_step:.2f}" if line.seconds_per_step is not None else "",
         f"{length:.1f}",
     ]
-
-
-def _interval(line: Line, metric: Metric) -> dict[str, float]:
-    interval = pooled(line.results, metric)
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
 def _base_job(path: str, recipe: Recipe, overrides: Sequence[str], out: Path) -> Job:

@@ -38,7 +38,7 @@ class TrainConfig(BaseModel):
     """Steps between evaluations; null: only after the last step."""
     evaluate_first: bool = True
     """Evaluate before the first step too."""
-    save_every: int | None = Field(default=None, ge=1)
+    save_every: int | None = Field(default=20, ge=1)
     """Steps between checkpoints; null: only after the last step or on interruption."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """The newest so many stay on disk."""

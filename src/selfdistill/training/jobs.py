@@ -62,6 +62,11 @@ class Job:
         metrics = RunFolder(self.folder).metrics
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
+    def seconds_per_step(self) -> float:
+        """Return the mean of ``seconds/step`` that the run has logged."""
+        lines = RunFolder(self.folder).metrics.read_text(encoding="utf-8").splitlines()
+        return sum(float(json.loads(line)["seconds/step"]) for line in lines) / len(lines)
+
     def result(self) -> EvaluationResult:
         """Return the evaluation after the last step.
 
@@ -116,7 +121,7 @@ def run_jobs(jobs: Sequence[Job], parallel: int, progress: Progress) -> None:
     waiting = [job for job in jobs if not job.finished]
     if len(waiting) < len(jobs):
         progress.message(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already")
-    environment = _environment(min(parallel, len(waiting)))
+    environment = _environment(min(parallel, len(jobs)))
     running: dict[subprocess.Popen[bytes], Job] = {}
     shown = 0
     with progress.phase("runs", sum(job.steps for job in jobs), unit="steps"), _terminable():

@@ -19,7 +19,7 @@ from selfdistill.questions import LoadedData, load_data
 from selfdistill.rollouts.collect import collect, verify_groups
 from selfdistill.teachers import start_teacher
 from selfdistill.training.card import model_card
-from selfdistill.training.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
+from selfdistill.training.checkpoint import TrainState, checkpoint_step, checkpoints, load_checkpoint, save_checkpoint
 from selfdistill.training.engines import make_sampler
 from selfdistill.training.interruption import StopFlag, StopRequested
 from selfdistill.training.loop import Trainer
@@ -31,6 +31,9 @@ from selfdistill.training.progress import NullProgress, Progress
 from selfdistill.training.recipe import Recipe, describe_changes, parse_recipe, resume_conflicts
 from selfdistill.training.recipe_file import read_yaml
 from selfdistill.training.run_folder import RunFolder, write_json
+
+PRIOR_QUESTIONS = 256
+"""Questions between two writes of PACED's pass rates."""
 
 
 @dataclass(slots=True)
@@ -112,6 +115,7 @@ def start(recipe: Recipe, *, resume: bool, progress: Progress) -> Run:
     frame = check_model(policy, recipe, data)
     for note in ignored_settings(policy, recipe):
         progress.message(note)
+    _check_steps(folder, recipe)
     folder.create(recipe.to_yaml(), data_digest(data))
     sampler = make_sampler(policy, recipe.rollouts)
     trainer = Trainer(recipe, policy, sampler, data.verifier, data.train, frame, progress)
@@ -230,44 +234,51 @@ def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
         )
 
 
+def _check_steps(folder: RunFolder, recipe: Recipe) -> None:
+    done = max((checkpoint_step(path) for path in checkpoints(folder.checkpoints)), default=0)
+    if done > recipe.train.steps:
+        raise TrainingError(
+            f"the run in {str(folder.path)!r} has already done {done} steps; set train.steps to {done} or more"
+        )
+
+
 def _prior_pass_rates(trainer: Trainer, folder: RunFolder) -> Mapping[str, float] | None:
-    """PACED: pass rates of the untrained model on the whole training set, measured once and kept in the run folder."""
-    weighting = trainer.recipe.method.weighting
+    """PACED: pass rates of the untrained model on the whole training set, measured once and kept in the run folder.
+
+    Written after every few questions, so that an interruption costs no more than those.
+    """
+    weighting, recipe, progress = trainer.recipe.method.weighting, trainer.recipe, trainer.progress
     if not weighting.offline:
         return None
-    if folder.prior.exists():
-        rates: dict[str, float] = json.loads(folder.prior.read_text(encoding="utf-8"))
-        return rates
-    recipe, progress = trainer.recipe, trainer.progress
-    count = len(trainer.questions) * weighting.rollouts
-    with progress.phase("measuring pass rates before training", count * recipe.rollouts.sampling.max_new_tokens):
-        rollouts = collect(
-            trainer.questions,
-            trainer.sampler,
-            trainer.policy.chat,
-            group_size=weighting.rollouts,
-            sampling=recipe.rollouts.sampling,
-            seed=recipe.train.seed,
-            stream=("prior",),
-            thinking=recipe.rollouts.thinking,
-            on_tokens=progress.advance,
-        )
-    rates = {group.question.id: group.pass_rate for group in verify_groups(rollouts, trainer.verifier)}
-    write_json(folder.prior, rates)
-    return rates
+    rates: dict[str, float] = json.loads(folder.prior.read_text(encoding="utf-8")) if folder.prior.exists() else {}
+    lacking = [question for question in trainer.questions if question.id not in rates]
+    total = len(lacking) * weighting.rollouts * recipe.rollouts.sampling.max_new_tokens
+    with progress.phase("measuring pass rates before training", total):
+        for start in range(0, len(lacking), PRIOR_QUESTIONS):
+            rollouts = collect(
+                lacking[start : start + PRIOR_QUESTIONS],
+                trainer.sampler,
+                trainer.policy.chat,
+                group_size=weighting.rollouts,
+                sampling=recipe.rollouts.sampling,
+                seed=recipe.train.seed,
+                stream=("prior",),
+                thinking=recipe.rollouts.thinking,
+                on_tokens=progress.advance,
+            )
+            rates |= {group.question.id: group.pass_rate for group in verify_groups(rollouts, trainer.verifier)}
+            write_json(folder.prior, rates)
+    return {question.id: rates[question.id] for question in trainer.questions}
 
 
 def _restore(run: Run) -> None:
-    saved, steps = checkpoints(run.folder.checkpoints), run.recipe.train.steps
+    saved = checkpoints(run.folder.checkpoints)
     if saved:
         load_checkpoint(run.state, saved[-1])
     done = run.state.step
-    if done > steps:
-        raise TrainingError(
-            f"the run in {str(run.folder.path)!r} has already done {done} steps; set train.steps to {done} or more"
-        )
     run.folder.truncate_after(done)
     run.evaluations.update(run.folder.read_evaluations())
+    steps = run.recipe.train.steps
     run.trainer.progress.message(f"resuming after step {done} of {steps}" if done else "starting from the beginning")
 
 

@@ -77,6 +77,10 @@ class MathsVerifier:
                 success=False,
                 feedback="No final answer was found: neither \\boxed{...} nor a (short) number after ####.",
             )
+        if _equates_numbers(answer) and "=" not in gold:
+            return Verdict(
+                reward=0.0, success=False, answer=answer, feedback="The final answer is an equation of two numbers."
+            )
         outcome = self._compare(gold, answer)
         if outcome is True:
             return Verdict(reward=1.0, success=True, answer=answer)
@@ -104,6 +108,12 @@ class MathsVerifier:
                 self.faults += 1
                 self._known[key] = str(fault)
         return self._known[key]
+
+
+def _equates_numbers(answer: str) -> bool:
+    """Say whether an answer is like ``5=12``: math-verify reads the right-hand side alone and can be fooled by it."""
+    left, equals, _ = answer.partition("=")
+    return bool(equals) and canonical_integer(left) is not None
 
 
 def _gold(question: Question) -> str:
