@@ -205,3 +205,9 @@ def test_every_real_solution_has_anchors_and_contains_them_all(file: str, column
 def test_a_real_aime_solution_gives_formulas_and_the_framed_answer() -> None:
     first = json.loads((DATA / "aime24.json").read_text(encoding="utf-8"))[0]["solution"]
     assert {r"\frac{9}{s}+t=4", "s=2.5", "204", "2.4"} <= anchors(first)
+
+
+def test_an_unbraced_fraction_is_a_fraction_and_not_a_number() -> None:
+    assert anchors(r"\boxed{\frac12}") == anchors(r"\boxed{\frac{1}{2}}")
+    assert anchor_overlap(r"\boxed{\frac12}", "there are 12 apples") == 0
+    assert anchor_overlap(r"\boxed{\dfrac12}", r"so it is \tfrac{1}{2}") == 1
