@@ -45,8 +45,8 @@ def compare(
 
     Log-probabilities are taken at the sampling temperature, so that their ratio to the sampler's is 1 before any
     update, up to rounding (a bf16 model samples from bf16 logits; ``sampler_mismatch`` is logged). Divergence and
-    entropies are at T_d. PAINT's first look at all tokens, with the plain target, says which of them to soften; only those are then
-    compared again.
+    entropies are at T_d. PAINT's first look at all tokens, with the plain target, says which of them to soften; only
+    those are then compared again.
 
     Raises:
         SettingError: tensors or lengths that do not fit together.
