@@ -126,7 +126,8 @@ def test_train_says_what_it_reached_and_where_and_evaluate_takes_the_run_folder(
     assert code == 0
     lines = out.splitlines()
     assert re.match(r"step +0  4 problems: avg@2 \d", lines[0]) and re.match(r"step +2  4 problems", lines[1])
-    assert lines[2] == "run folder: runs/paint"
+    assert re.match(r"step 2 against step 0: .* on 4 problems, 95% interval .*distinguishable", lines[2])
+    assert lines[3] == "run folder: runs/paint"
     assert re.search(r"step 1 of 2 .*loss", err)
     code, out, _ = run("evaluate", "runs/paint")
     assert code == 0

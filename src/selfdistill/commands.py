@@ -20,6 +20,7 @@ DEMO = ("paint", "sc_sdpo")
 
 def train(arguments: argparse.Namespace) -> int:
     """``selfdistill train RECIPE [key=value ...] [--resume]``."""
+    from selfdistill.evaluation.compare import compare_results
     from selfdistill.training.progress import make_progress
     from selfdistill.training.recipe import load_recipe
     from selfdistill.training.run import train as run
@@ -33,6 +34,10 @@ def train(arguments: argparse.Namespace) -> int:
         return 0
     for step, evaluation in sorted(result.evaluations.items()):
         print(f"step {step:>5}  {evaluation}")
+    if len(result.evaluations) > 1:
+        first, last = min(result.evaluations), max(result.evaluations)
+        change = compare_results(result.evaluations[first], result.evaluations[last], level=recipe.evaluation.level)
+        print(f"step {last} against step {first}: {change}")
     print(f"run folder: {result.folder}")
     return 0
 
