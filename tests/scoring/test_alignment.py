@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from selfdistill.models.head import projection_of
-from selfdistill.scoring import response_states, score_rows, sequence_length
+from selfdistill.scoring import Forwarding, response_states, score_rows, sequence_length
 
 SMALL = {
     "vocab_size": 61,
@@ -55,9 +55,9 @@ ROWS = [
 ]
 
 
-def logits(model: nn.Module, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int = 0) -> list[Tensor]:
+def logits(model: nn.Module, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
     """Score through the package under test: hidden states of one padded batch, projected, row by row."""
-    states = response_states(model, pairs, pad_id)
+    states = response_states(model, pairs)
     return list(projection_of(model).logits(states).split([len(response) for _, response in pairs]))
 
 
@@ -123,7 +123,7 @@ def test_the_last_response_token_is_never_read(tiny_model: Qwen3ForCausalLM) -> 
 
 @torch.no_grad()
 def test_padding_is_never_seen_whichever_id_it_has(tiny_model: Qwen3ForCausalLM) -> None:
-    zeros, twos = response_states(tiny_model, ROWS, pad_id=0), response_states(tiny_model, ROWS, pad_id=2)
+    zeros, twos = (response_states(tiny_model, ROWS, Forwarding(1000, pad_id=pad_id)) for pad_id in (0, 2))
     assert torch.equal(zeros, twos)
 
 
@@ -151,7 +151,7 @@ def test_adapters_take_part_in_scoring(tiny_model: Qwen3ForCausalLM) -> None:
 
 @pytest.mark.parametrize("budget", [1, 20, 60, 10_000])
 def test_scores_come_in_the_order_of_the_rows_whatever_the_budget(tiny_model: Qwen3ForCausalLM, budget: int) -> None:
-    scored = score_rows(tiny_model.eval(), ROWS, budget)
+    scored = score_rows(tiny_model.eval(), ROWS, Forwarding(budget))
     assert [len(states) for states in scored] == [len(response) for _, response in ROWS]
     for states, pair in zip(scored, ROWS, strict=True):
         torch.testing.assert_close(states, response_states(tiny_model, [pair]), atol=1e-5, rtol=1e-5)
@@ -163,7 +163,7 @@ def test_each_forward_pass_stays_within_the_budget(tiny_model: Qwen3ForCausalLM)
     tiny_model.model.register_forward_pre_hook(
         lambda _, arguments, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True
     )
-    score_rows(tiny_model, ROWS, token_budget=31)
+    score_rows(tiny_model, ROWS, Forwarding(31))
     assert sum(rows for rows, _ in shapes) == len(ROWS)
     assert all(rows == 1 or rows * columns <= 31 for rows, columns in shapes)
 
@@ -174,7 +174,7 @@ def test_scoring_switches_dropout_off_and_gives_every_module_its_own_mode_back(t
     before = {name: module.training for name, module in tiny_model.named_modules()}
     seen: list[bool] = []
     tiny_model.model.layers[1].register_forward_hook(lambda module, *_: seen.append(module.training))
-    score_rows(tiny_model, ROWS, token_budget=100)
+    score_rows(tiny_model, ROWS, Forwarding(100))
     assert seen and not any(seen)
     assert {name: module.training for name, module in tiny_model.named_modules()} == before
 

@@ -1,17 +1,22 @@
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfdistill.scoring import micro_batches
+from selfdistill.scoring import micro_batches, packed_batches
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 BUDGETS = st.integers(1, 300)
+BOTH = pytest.mark.parametrize("group", [micro_batches, packed_batches])
+Grouping = Callable[[list[int], int], list[list[int]]]
 
 
+@BOTH
 @settings(deadline=None)
-@given(LENGTHS, BUDGETS)
-def test_every_row_is_in_exactly_one_micro_batch(lengths: list[int], budget: int) -> None:
-    batches = micro_batches(lengths, budget)
+@given(lengths=LENGTHS, budget=BUDGETS)
+def test_every_row_is_in_exactly_one_micro_batch(group: Grouping, lengths: list[int], budget: int) -> None:
+    batches = group(lengths, budget)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     assert all(batches)
 
@@ -27,24 +32,42 @@ def test_padded_micro_batches_stay_within_the_budget_unless_one_row_alone_exceed
 
 @settings(deadline=None)
 @given(LENGTHS, BUDGETS)
-def test_the_longest_rows_come_first(lengths: list[int], budget: int) -> None:
-    flat = [lengths[index] for batch in micro_batches(lengths, budget) for index in batch]
+def test_packed_micro_batches_hold_as_many_real_tokens_as_fit(lengths: list[int], budget: int) -> None:
+    sums = [sum(lengths[index] for index in batch) for batch in packed_batches(lengths, budget)]
+    batches = packed_batches(lengths, budget)
+    assert all(len(batch) == 1 or total <= budget for batch, total in zip(batches, sums, strict=True))
+    firsts = [lengths[batch[0]] for batch in batches[1:]]
+    assert all(total + first > budget for total, first in zip(sums, firsts, strict=False))
+
+
+@BOTH
+@settings(deadline=None)
+@given(lengths=LENGTHS, budget=BUDGETS)
+def test_the_longest_rows_come_first(group: Grouping, lengths: list[int], budget: int) -> None:
+    flat = [lengths[index] for batch in group(lengths, budget) for index in batch]
     assert flat == sorted(flat, reverse=True)
 
 
 def test_a_row_longer_than_the_budget_gets_a_micro_batch_of_its_own() -> None:
-    assert micro_batches([3, 50, 3], token_budget=10) == [[1], [0, 2]]
+    assert micro_batches([3, 50, 3], token_budget=10) == packed_batches([3, 50, 3], 10) == [[1], [0, 2]]
 
 
 def test_rows_of_equal_length_keep_their_order() -> None:
-    assert micro_batches([4, 4, 4, 4], token_budget=8) == [[0, 1], [2, 3]]
+    assert micro_batches([4, 4, 4, 4], token_budget=8) == packed_batches([4, 4, 4, 4], 8) == [[0, 1], [2, 3]]
 
 
-def test_no_rows_make_no_micro_batches() -> None:
-    assert micro_batches([], token_budget=10) == []
+def test_rows_that_are_not_padded_fill_the_room_beside_a_long_one() -> None:
+    assert micro_batches([9, 3, 3, 3], token_budget=18) == [[0, 1], [2, 3]]
+    assert packed_batches([9, 3, 3, 3], token_budget=18) == [[0, 1, 2, 3]]
 
 
+@BOTH
+def test_no_rows_make_no_micro_batches(group: Grouping) -> None:
+    assert group([], 10) == []
+
+
+@BOTH
 @pytest.mark.parametrize("budget", [0, -1])
-def test_a_budget_below_one_token_is_refused(budget: int) -> None:
+def test_a_budget_below_one_token_is_refused(group: Grouping, budget: int) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
-        micro_batches([3], budget)
+        group([3], budget)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfdistill.models.head import Head
 from selfdistill.objectives.interpolation import select_per_sequence
-from selfdistill.objectives.linear_divergence import linear_token_divergence
+from selfdistill.objectives.linear_reference import linear_token_divergence
 from selfdistill.objectives.parts import Distillation
 from selfdistill.objectives.record import TokenRecord
 

@@ -98,8 +98,16 @@ def compare_log_probabilities(
     """Compare floored log-probabilities over the full vocabulary; the caller has detached the teacher's."""
     settings.check_vocabulary(student.shape[-1])
     captured, student, teacher = _restrict(student, teacher, settings)
+    divergence, clipped = clipped_divergence(student, teacher, settings)
+    return Compared(divergence, clipped, captured)
+
+
+def clipped_divergence(
+    student: Float[Tensor, "... K"], teacher: Float[Tensor, "... K"], settings: DivergenceSettings
+) -> tuple[Float[Tensor, ...], Float[Tensor, ...]]:
+    """Return divergence and clip fraction of log-probabilities that have been restricted to the support."""
     summands = _summands(student, teacher, settings)
-    clipped = torch.zeros_like(captured)
+    clipped = torch.zeros_like(summands.detach()[..., 0])
     if settings.entry_clip is not None:
         clipped = (summands.detach() > settings.entry_clip).to(summands.dtype).mean(-1)
         summands = summands.clamp(max=settings.entry_clip)
@@ -108,7 +116,7 @@ def compare_log_probabilities(
         if settings.entry_clip is None:
             clipped = (divergence.detach() > settings.token_clip).to(divergence.dtype)
         divergence = divergence.clamp(max=settings.token_clip)
-    return Compared(divergence, clipped, captured)
+    return divergence, clipped
 
 
 def _restrict(
@@ -118,7 +126,7 @@ def _restrict(
     if settings.support == "full" or settings.top_k is None:
         return torch.ones_like(teacher[..., 0]), student, teacher
     owner = student if settings.support == "student_topk" else teacher
-    ids = _largest_ids(owner.detach(), settings.top_k)
+    ids = largest_ids(owner.detach(), settings.top_k)
     captured = owner.detach().gather(-1, ids).exp().sum(-1)
     if settings.support == "teacher_topk":
         return captured, student.gather(-1, ids).log_softmax(-1), teacher.gather(-1, ids).log_softmax(-1)
@@ -127,7 +135,7 @@ def _restrict(
     return captured, _with_tail(student, ids), _with_tail(teacher, ids)
 
 
-def _largest_ids(log_probs: Float[Tensor, "... V"], count: int) -> Int[Tensor, "... K"]:
+def largest_ids(log_probs: Float[Tensor, "... V"], count: int) -> Int[Tensor, "... K"]:
     """Return the ids of the ``count`` largest entries; ties go to the lower id, which plain top-k does not promise."""
     values, ids = log_probs.topk(count, dim=-1)
     tied = (log_probs >= values[..., -1:]).sum(-1) > count

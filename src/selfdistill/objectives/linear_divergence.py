@@ -1,36 +1,33 @@
-"""The divergence straight from hidden states, without ever holding logits of all tokens: the readable, chunked path.
+"""The divergence straight from hidden states, with its gradient made in the forward pass: the public functions.
 
 In: hidden states [N, H] of student and self-teacher at the positions that predict each response token, and the
 projection head. Out: a :class:`TokenRecord` of N tokens, differentiable in the student's hidden states (and in the
-head, if it is trained). Rows are taken in chunks; each chunk's logits are made, compared and dropped, and made again in
-the backward pass, so memory is a few [rows_per_chunk, V] tensors whatever N is. Same definitions as ``divergence.py``
-(METHODS section 2).
+head, if it is trained). Logits exist for one tile of rows at a time and are made once
+(:mod:`selfdistill.objectives.head_pass`). Same definitions, and the same numbers up to float rounding, as
+``linear_reference.py``, which is slower and reads like METHODS section 2.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from selfdistill.models.head import Head, Projection
-from selfdistill.objectives.divergence import compare_log_probabilities, entropy, log_probabilities, working_dtype
-from selfdistill.objectives.interpolation import check_share, interpolate_targets
+from selfdistill.objectives import linear_reference as reference
+from selfdistill.objectives.head_pass import HeadGradients, HeadInputs, HeadPass, head_pass, interpolated_pass
+from selfdistill.objectives.interpolation import check_share
+from selfdistill.objectives.linear_reference import as_head, check_sizes
 from selfdistill.objectives.record import TokenRecord
 from selfdistill.objectives.settings import DivergenceName, DivergenceSettings, SettingError, SupportName
 
-CHUNK_ELEMENTS = 2**24
-"""Logits per chunk by default: 64 MiB in float32."""
-MINIMUM_CHUNKS = 4
-"""Even a small batch is cut into this many, so that the peak is always a fraction of [N, V]."""
-
-Rows = Sequence[Tensor | None]
-"""Per-token inputs of a chunk: tensors whose first dimension is N, or None where an input was not given."""
+Primary = Literal["divergence", "student_logprob"]
+"""The field whose gradient is made in the forward pass; the other's costs a second look when it is asked for."""
 
 
 def linear_token_divergence(
@@ -48,19 +45,40 @@ def linear_token_divergence(
     token_clip: float | None = None,
     response_ids: Int[Tensor, " N"] | None = None,
     teacher_weight: Float[Tensor, "V H2"] | Head | None = None,
+    token_weights: Float[Tensor, " N"] | None = None,
     selected: Bool[Tensor, " N"] | None = None,
     strength: float = 0.0,
     logprob_temperature: float | None = None,
     rows_per_chunk: int | None = None,
 ) -> TokenRecord:
-    """Return the record of N tokens; a full :func:`token_divergence` on projected logits, in chunks of rows.
+    """Return the record of N tokens, in float32 (float64 if anything is).
 
-    ``student_hidden`` may have any floating dtype and is where gradients flow; ``teacher_hidden`` is a constant.
-    ``weight`` is the student's head, a [V, H] matrix or a :class:`Projection` (with bias, scale, soft cap);
-    ``teacher_weight`` is the teacher's, None for the same. With ``response_ids`` the record has log-probabilities, at
-    ``logprob_temperature`` (None: ``temperature``). On ``selected`` tokens the target is interpolated by ``strength``,
-    k in [0, 1] (PAINT, METHODS 3.5); teacher entropy and log-probability are those before. With ``rows_per_chunk``
-    None a chunk has at most 2^24 logits and a quarter of the rows. For the rest see :func:`token_divergence`.
+    ``divergence`` and ``student_logprob`` carry gradients to ``student_hidden`` and to a head that requires them;
+    everything else is a constant.
+
+    Args:
+        student_hidden: of any floating dtype.
+        teacher_hidden: constant; its own width H2 if the teacher has its own head.
+        weight: the student's head, a [V, H] matrix or a :class:`Projection` (with bias, scale, soft cap).
+        divergence: as for :func:`token_divergence`, like the next seven.
+        beta: the teacher's share of the mixture.
+        temperature: T_d.
+        support: the ids that are compared.
+        top_k: K of a top-k support.
+        tail: one bucket for the rest of a student's top-k support.
+        entry_clip: tau of each summand, nats.
+        token_clip: tau of each token, nats.
+        response_ids: the sampled ids, for log-probabilities.
+        teacher_weight: the teacher's head; None: the student's, which is then read once for both.
+        token_weights: for a trained head, what each token's divergence will be multiplied with in the loss (default:
+            the same for all), so that its gradient can be made in the forward pass as well. With another loss the
+            result is right all the same, at the price of a second look. A frozen head needs no weights.
+        selected: tokens whose target is interpolated by ``strength``, k in [0, 1] (PAINT, METHODS 3.5): only they are
+            looked at twice. Teacher entropy and log-probability are those before.
+        strength: see ``selected``.
+        logprob_temperature: of the log-probabilities; None: ``temperature``.
+        rows_per_chunk: tokens whose logits exist at a time; None: what fits a fixed amount of memory, and at most a
+            quarter of N.
 
     Raises:
         SettingError: settings that cannot be, or tensors whose sizes do not fit together.
@@ -76,49 +94,25 @@ def linear_token_divergence(
         token_clip=token_clip,
     )
     check_share("strength", strength)
-    student_head = as_head(weight)
-    teacher_head = student_head if teacher_weight is None else as_head(teacher_weight)
-    settings.check_vocabulary(student_head.vocabulary)
-    _check_sizes(student_head, teacher_head, student_hidden, teacher_hidden, response_ids, selected)
-    student_head, teacher_head = _cast_once(student_head, teacher_head, student_hidden, teacher_hidden)
-    at = temperature if logprob_temperature is None else logprob_temperature
-    compare_rows = partial(_compare_rows, student_head, teacher_head, settings, strength, at)
-    rows = (student_hidden, teacher_hidden.detach(), response_ids, selected)
-    return _in_chunks(compare_rows, rows, _rows(rows_per_chunk, student_hidden, student_head))
-
-
-def _compare_rows(
-    student_head: Head,
-    teacher_head: Head,
-    settings: DivergenceSettings,
-    strength: float,
-    logprob_temperature: float,
-    student_hidden: Float[Tensor, "n H"],
-    teacher_hidden: Float[Tensor, "n H2"],
-    ids: Int[Tensor, " n"] | None,
-    selected: Bool[Tensor, " n"] | None,
-) -> TokenRecord:
-    """Return the record of one chunk of rows; the only place where logits exist."""
-    temperature = settings.temperature
-    student_logits = student_head.logits(student_hidden)
-    student = log_probabilities(student_logits, temperature)
-    with torch.no_grad():
-        teacher_logits = teacher_head.logits(teacher_hidden)
-        teacher = target = log_probabilities(teacher_logits, temperature)
-        if selected is not None and strength > 0:
-            mixed = interpolate_targets(teacher_logits, student_logits, selected, strength)
-            target = log_probabilities(mixed, temperature)
-    compared = compare_log_probabilities(student, target, settings)
-    return TokenRecord(
-        student_entropy=entropy(student.detach()),
-        student_logprob=_logprob(student, student_logits, ids, temperature, logprob_temperature),
-        divergence=compared.divergence,
-        teacher_entropy=entropy(teacher),
-        teacher_logprob=_logprob(teacher, teacher_logits, ids, temperature, logprob_temperature),
-        clip_fraction=compared.clip_fraction,
-        captured_mass=compared.captured_mass,
-        agreement=(student_logits.argmax(-1) == teacher_logits.argmax(-1)).to(student.dtype),
+    head = as_head(weight)
+    teacher = head if teacher_weight is None else as_head(teacher_weight)
+    settings.check_vocabulary(head.vocabulary)
+    check_sizes(head, teacher, student_hidden, teacher_hidden, response_ids, selected)
+    if token_weights is not None and token_weights.shape != student_hidden.shape[:1]:
+        sizes = f"{tuple(token_weights.shape)} but student_hidden {len(student_hidden)} rows"
+        raise SettingError(f"token_weights has shape {sizes}; pass one weight per response token.")
+    inputs = HeadInputs(
+        student_hidden=student_hidden,
+        student=_projection(head),
+        ids=response_ids,
+        temperature=temperature,
+        logprob_temperature=logprob_temperature,
+        teacher_hidden=teacher_hidden.detach(),
+        teacher=teacher,
+        settings=settings,
     )
+    look = Look(inputs, "divergence", token_weights, selected, strength, rows_per_chunk)
+    return _record(look)
 
 
 def linear_token_logprobs(
@@ -127,27 +121,23 @@ def linear_token_logprobs(
     response_ids: Int[Tensor, " N"],
     temperature: float = 1.0,
     *,
+    token_weights: Float[Tensor, " N"] | None = None,
     rows_per_chunk: int | None = None,
 ) -> TokenRecord:
     """Return a record with the student's fields only: entropy (constant), log-probability of each id (differentiable).
 
-    For policy gradients and imitation, which have no teacher. Chunked as :func:`linear_token_divergence`.
+    For policy gradients and imitation, which have no teacher; two matrix products, three if the head is trained.
+    ``token_weights`` and the rest as in :func:`linear_token_divergence`.
 
     Raises:
         SettingError: tensors whose sizes do not fit together.
     """
     head = as_head(projection)
-    _check_sizes(head, head, student_hidden, student_hidden, response_ids, None)
-    head, _ = _cast_once(head, head, student_hidden)
-
-    def look_at_rows(hidden: Tensor, ids: Tensor) -> TokenRecord:
-        student = log_probabilities(head.logits(hidden), temperature)
-        return TokenRecord(student_entropy=entropy(student.detach()), student_logprob=_gather(student, ids))
-
-    return _in_chunks(look_at_rows, (student_hidden, response_ids), _rows(rows_per_chunk, student_hidden, head))
+    check_sizes(head, head, student_hidden, student_hidden, response_ids, None)
+    inputs = HeadInputs(student_hidden, _projection(head), ids=response_ids, temperature=temperature)
+    return _record(Look(inputs, "student_logprob", token_weights, None, 0.0, rows_per_chunk))
 
 
-@torch.no_grad()
 def linear_entropies(
     hidden: Float[Tensor, "N H"],
     projection: Float[Tensor, "V H"] | Head,
@@ -155,87 +145,164 @@ def linear_entropies(
     *,
     rows_per_chunk: int | None = None,
 ) -> Float[Tensor, " N"]:
-    """Return the entropy in nats of each token's next-token distribution, without gradient, in chunks of rows."""
+    """Return the entropy in nats of each token's next-token distribution, without gradient: one matrix product."""
     head = as_head(projection)
-    _check_sizes(head, head, hidden, hidden, None, None)
-    head, _ = _cast_once(head, head, hidden)
-    chunks = torch.split(hidden, _rows(rows_per_chunk, hidden, head))
-    return torch.cat([entropy(log_probabilities(head.logits(chunk), temperature)) for chunk in chunks])
+    check_sizes(head, head, hidden, hidden, None, None)
+    if not isinstance(head, Projection):
+        return reference.linear_entropies(hidden, head, temperature, rows_per_chunk=rows_per_chunk)
+    inputs = HeadInputs(hidden.detach(), head, temperature=temperature)
+    return head_pass(inputs, rows_per_tile=rows_per_chunk).record.student_entropy
 
 
-def _rows(rows_per_chunk: int | None, hidden: Tensor, head: Head) -> int:
-    """Return how many tokens a chunk holds: what the caller says, or what bounds both a chunk and its share of N."""
-    if rows_per_chunk is None:
-        return max(1, min(CHUNK_ELEMENTS // head.vocabulary, math.ceil(len(hidden) / MINIMUM_CHUNKS)))
-    if rows_per_chunk < 1:
-        raise SettingError(f"rows_per_chunk={rows_per_chunk} must be at least 1.")
-    return rows_per_chunk
+def _projection(head: Head) -> Projection:
+    if not isinstance(head, Projection):
+        raise SettingError(f"the student's head is a {type(head).__name__}; it must be a matrix or a Projection.")
+    return head
 
 
-def as_head(weight: Tensor | Head) -> Head:
-    """Return a bare [V, H] matrix as a :class:`Projection`, and a head as it is."""
-    return Projection(weight) if isinstance(weight, Tensor) else weight
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a public function asks of the head."""
+
+    inputs: HeadInputs
+    primary: Primary
+    token_weights: Float[Tensor, " N"] | None
+    selected: Bool[Tensor, " N"] | None
+    strength: float
+    rows_per_chunk: int | None
+
+    @property
+    def weights(self) -> Float[Tensor, " N"]:
+        """What each token is expected to be multiplied with in the loss."""
+        hidden = self.inputs.student_hidden
+        like = torch.ones(len(hidden), dtype=self.inputs.dtype, device=hidden.device)
+        return like if self.token_weights is None else self.token_weights.detach().to(like.dtype)
+
+    def loss(self, weights: Tensor | None) -> Callable[..., Tensor]:
+        """Return the token loss: the primary field, times the weights if there are any."""
+
+        def primary(record: TokenRecord, rows: Any) -> Tensor:
+            value: Tensor = getattr(record, self.primary)
+            return value if weights is None else value * weights[rows]
+
+        return primary
+
+    def take(self, loss: Callable[..., Tensor] | None, gradients: HeadGradients | None) -> HeadPass:
+        """Look at all tokens, and at the selected ones again."""
+        result = head_pass(self.inputs, loss, gradients, rows_per_tile=self.rows_per_chunk)
+        if self.selected is None:
+            return result
+        rows = self.selected.nonzero().squeeze(-1)
+        rows_per_tile = self.rows_per_chunk
+        return interpolated_pass(self.inputs, result, rows, self.strength, loss, gradients, rows_per_tile=rows_per_tile)
+
+    def readable(self) -> TokenRecord:
+        """Return the same record by the readable path, with autograd's gradient for any loss."""
+        inputs = self.inputs
+        if inputs.settings is None or inputs.teacher is None or inputs.teacher_hidden is None:
+            assert inputs.ids is not None
+            return reference.linear_token_logprobs(
+                inputs.student_hidden,
+                inputs.student,
+                inputs.ids,
+                inputs.temperature,
+                rows_per_chunk=self.rows_per_chunk,
+            )
+        return reference.linear_token_divergence(
+            inputs.student_hidden,
+            inputs.teacher_hidden,
+            inputs.student,
+            **asdict(inputs.settings),
+            response_ids=inputs.ids,
+            teacher_weight=inputs.teacher,
+            selected=self.selected,
+            strength=self.strength,
+            logprob_temperature=inputs.logprob_temperature,
+            rows_per_chunk=self.rows_per_chunk,
+        )
 
 
-def _in_chunks(function: Callable[..., TokenRecord], rows: Rows, rows_per_chunk: int) -> TokenRecord:
-    """Apply ``function`` to chunks of rows, keeping only their inputs for the backward pass, and join the records."""
-    columns = [None if column is None else torch.split(column, rows_per_chunk) for column in rows]
-    chunks = max(len(column) for column in columns if column is not None)
-    names = TokenRecord.__dataclass_fields__
-    parts: dict[str, list[Tensor | None]] = {name: [] for name in names}
-
-    def values(*inputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        record = function(*inputs)
-        return tuple(getattr(record, name) for name in names)
-
-    for index in range(chunks):
-        inputs = [None if column is None else column[index] for column in columns]
-        # The checkpoint drops the chunk's logits after the forward pass. Nothing in a chunk is random.
-        outputs = checkpoint(values, *inputs, use_reentrant=False, preserve_rng_state=False)
-        for name, value in zip(names, outputs, strict=True):
-            parts[name].append(value)
-    return TokenRecord(**{name: _join(values) for name, values in parts.items()})  # type: ignore[arg-type]
+def _record(look: Look) -> TokenRecord:
+    hidden, head = look.inputs.student_hidden, look.inputs.student
+    needs = any(one is not None and one.requires_grad for one in (hidden, head.weight, head.bias))
+    if not (torch.is_grad_enabled() and needs):
+        return look.take(None, None).record
+    fields: list[str] = []
+    values = _Looked.apply(hidden, head.weight, head.bias, look, fields)  # type: ignore[no-untyped-call]
+    return TokenRecord(**dict(zip(fields, values, strict=True)))
 
 
-def _join(parts: list[Tensor | None]) -> Tensor | None:
-    tensors = [part for part in parts if part is not None]
-    return torch.cat(tensors) if tensors else None
+class _Looked(torch.autograd.Function):
+    """The record, with the gradient of its primary field made beforehand."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, look: Look, fields: list[str]) -> Any:
+        """Look once; note which fields there are."""
+        gradients = HeadGradients.wanted_by(look.inputs)
+        ctx.look, ctx.gradients = look, gradients
+        ctx.weights = look.weights if gradients.wanted else None
+        result = look.take(look.loss(ctx.weights), gradients)
+        ctx.hidden_gradient = result.hidden_gradient
+        named = {name: getattr(result.record, name) for name in TokenRecord.__dataclass_fields__}
+        fields.extend(name for name, value in named.items() if value is not None)
+        ctx.fields = list(fields)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(named[name] for name in fields if name not in ("divergence", "student_logprob")))
+        return tuple(named[name] for name in fields)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        """Scale what was made in the forward pass, or, for a loss that it does not fit, look again."""
+        over = {name: value for name, value in zip(ctx.fields, upstream, strict=True) if value is not None}
+        wanted = over.pop(ctx.look.primary, None)
+        if not over and wanted is None:
+            return None, None, None, None, None
+        if not over and wanted is not None and ctx.weights is None:
+            return _scaled_rows(ctx.hidden_gradient, wanted), None, None, None, None
+        scale = None if over or wanted is None else _ratio(wanted, ctx.weights)
+        if scale is None:
+            return *_readable_gradients(ctx.look, {**over, ctx.look.primary: wanted}), None, None
+        made = (ctx.hidden_gradient, ctx.gradients.weight, ctx.gradients.bias)
+        like = (ctx.look.inputs.student_hidden, ctx.look.inputs.student.weight, ctx.look.inputs.student.bias)
+        scaled = (None if one is None else (one * scale).to(own.dtype) for one, own in zip(made, like, strict=True))
+        return *scaled, None, None
 
 
-def _cast_once(student: Head, teacher: Head, *hidden: Tensor) -> tuple[Head, Head]:
-    """Return both heads in the working dtype; one cast, and one copy, when they are the same head."""
-    dtype = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else working_dtype(*hidden)
-    cast = student.to(dtype)
-    return cast, cast if teacher is student else teacher.to(dtype)
+def _scaled_rows(gradient: Float[Tensor, "N H"], factors: Float[Tensor, " N"]) -> Float[Tensor, "N H"]:
+    """Return each row times its factor, multiplied in the factors' precision, a few rows at a time."""
+    scaled = torch.empty_like(gradient)
+    for out, rows, factor in zip(scaled.split(4096), gradient.split(4096), factors.split(4096), strict=True):
+        out.copy_(rows * factor.unsqueeze(-1))
+    return scaled
 
 
-def _logprob(log_probs: Tensor, logits: Tensor, ids: Tensor | None, temperature: float, wanted: float) -> Tensor | None:
-    """Return log-probabilities of ``ids`` at the temperature ``wanted``, given those at ``temperature``."""
-    if ids is None:
-        return None
-    return _gather(log_probs if wanted == temperature else log_probabilities(logits, wanted), ids)
+def _ratio(upstream: Float[Tensor, " N"], weights: Float[Tensor, " N"]) -> Tensor | None:
+    """Return the factor by which ``upstream`` differs from ``weights``, or None when it is not one factor."""
+    if len(weights) == 0:
+        return weights.new_ones(())
+    at = weights.abs().argmax()
+    factor = torch.where(weights[at] == 0, torch.zeros_like(weights[at]), upstream[at] / weights[at])
+    error = (upstream - factor * weights).abs().max()
+    within = error <= 16 * torch.finfo(weights.dtype).eps * upstream.abs().max()
+    return factor if bool(within) else None
 
 
-def _gather(log_probs: Float[Tensor, "n V"], ids: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    return log_probs.gather(-1, ids.long().unsqueeze(-1)).squeeze(-1)
+def _readable_gradients(look: Look, upstream: dict[str, Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Differentiate the readable path for any upstream gradient."""
+    inputs = look.inputs
 
+    def leaf(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.detach().requires_grad_(tensor.requires_grad)
 
-def _check_sizes(
-    student_head: Head,
-    teacher_head: Head,
-    student: Tensor,
-    teacher: Tensor,
-    ids: Tensor | None,
-    selected: Tensor | None,
-) -> None:
-    """Raise :class:`SettingError` when widths, vocabularies or numbers of tokens do not fit together."""
-    for name, hidden, head in (("student", student, student_head), ("teacher", teacher, teacher_head)):
-        if hidden.dim() != 2 or hidden.shape[1] != head.width:
-            raise SettingError(f"{name}_hidden has shape {tuple(hidden.shape)}; its head needs [N, {head.width}].")
-    if student_head.vocabulary != teacher_head.vocabulary:
-        sizes = f"{student_head.vocabulary} and {teacher_head.vocabulary}"
-        raise SettingError(f"student and teacher heads have {sizes} ids; self-distillation needs one vocabulary.")
-    for name, column in (("teacher_hidden", teacher), ("response_ids", ids), ("selected", selected)):
-        if column is not None and column.shape[:1] != student.shape[:1]:
-            sizes = f"{name} has {column.shape[0]} rows but student_hidden {student.shape[0]}"
-            raise SettingError(f"{sizes}; pass one row per response token.")
+    hidden, weight, bias = (leaf(one) for one in (inputs.student_hidden, inputs.student.weight, inputs.student.bias))
+    assert hidden is not None and weight is not None
+    student = replace(inputs.student, weight=weight, bias=bias)
+    fixed = replace(inputs, student_hidden=hidden, student=student, teacher=inputs.teacher)
+    leaves = [one for one in (hidden, weight, bias) if one is not None and one.requires_grad]
+    with torch.enable_grad():
+        record = replace(look, inputs=fixed).readable()
+        outputs = {name: getattr(record, name) for name, value in upstream.items() if value is not None}
+        total = torch.stack([(value * upstream[name]).sum() for name, value in outputs.items()]).sum()
+        made = dict(zip(map(id, leaves), torch.autograd.grad(total, leaves, allow_unused=True), strict=True))
+    return tuple(None if one is None else made.get(id(one)) for one in (hidden, weight, bias))

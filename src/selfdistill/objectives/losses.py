@@ -1,20 +1,18 @@
-"""From a micro-batch of hidden states to one loss per response token: distillation, policy gradient, imitation.
+"""From the record of response tokens to one loss per token: distillation, policy gradient, imitation.
 
-Each function takes its part of the method and a :class:`MicroBatch` and returns :class:`TokenLosses`. What a token's
-loss is multiplied with (question weight and global denominator) is decided elsewhere; the sum of
-``losses * token_weights`` over all micro-batches is the loss of the step.
+Pure functions of a :class:`TokenRecord` and of what the rollout brought along, token by token, so that they can be
+asked about a whole micro-batch or about one tile of it. What a token's loss is multiplied with (question weight and
+global denominator) is decided elsewhere; the sum of ``losses * token_weights`` over all micro-batches is the loss of
+the step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from selfdistill.models.head import Head
-from selfdistill.objectives.compare import compare
-from selfdistill.objectives.linear_divergence import linear_token_logprobs
 from selfdistill.objectives.parts import Distillation, Imitation, PolicyGradient
 from selfdistill.objectives.policy_gradient import (
     imitation_loss,
@@ -24,22 +22,17 @@ from selfdistill.objectives.policy_gradient import (
 )
 from selfdistill.objectives.record import TokenRecord
 
+Objective = Distillation | PolicyGradient | Imitation
+
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Rows of one objective, tokens one after the other."""
+class Signals:
+    """What some tokens' losses depend on beside their record."""
 
-    student_hidden: Float[Tensor, "N H"]
-    student: Head
-    response_ids: Int[Tensor, " N"]
-    lengths: list[int]
-    """Response tokens per row; they sum to N."""
-    temperature: float
-    """Sampling temperature of the rollouts."""
-    teacher_hidden: Float[Tensor, "N HT"] | None = None
-    teacher: Head | None = None
-    rollout_logprobs: Float[Tensor, " N"] | None = None
-    advantages: Float[Tensor, " N"] | None = None
+    rollout_logprobs: Float[Tensor, " n"] | None = None
+    """Log-probabilities that the tokens were drawn with. None: the student's own, of this very pass, which is what they
+    are on-policy; the ratio is then 1 and no other pass is needed."""
+    advantages: Float[Tensor, " n"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,49 +49,49 @@ class TokenLosses:
     """1 where the policy gradient's clip acted."""
 
 
-def distillation_losses(part: Distillation, batch: MicroBatch) -> TokenLosses:
+def token_losses(part: Objective, record: TokenRecord, signals: Signals) -> TokenLosses:
+    """Return the losses that a part of the method asks for."""
+    match part:
+        case Distillation():
+            return distillation_losses(part, record, signals)
+        case PolicyGradient():
+            return policy_losses(part, record, signals)
+        case Imitation():
+            return imitation_losses(record)
+
+
+def distillation_losses(part: Distillation, record: TokenRecord, signals: Signals) -> TokenLosses:
     """Return the divergence of the (interpolated) self-teacher to the student at every token (METHODS sections 2-5)."""
-    assert batch.teacher_hidden is not None and batch.teacher is not None
-    comparison = compare(
-        part,
-        batch.student_hidden,
-        batch.teacher_hidden,
-        batch.student,
-        batch.teacher,
-        batch.response_ids,
-        batch.lengths,
-        batch.temperature,
-    )
-    record = comparison.record
     assert record.divergence is not None and record.student_logprob is not None and record.teacher_logprob is not None
     losses, ratio = record.divergence, None
     if part.estimator == "sampled_token":
         losses = sampled_token_loss(record.student_logprob, record.teacher_logprob)
     if part.ratio_cap is not None:
-        assert batch.rollout_logprobs is not None, "ratio_cap needs the log-probabilities that rollouts were drawn with"
-        ratio = importance_ratio(record.student_logprob, batch.rollout_logprobs, part.ratio_cap)
+        ratio = importance_ratio(record.student_logprob, drawn_with(record, signals), part.ratio_cap)
         losses = losses * ratio
-    return TokenLosses(losses, record, selected=comparison.selected, ratio=ratio)
+    return TokenLosses(losses, record, ratio=ratio)
 
 
-def policy_losses(part: PolicyGradient, batch: MicroBatch) -> TokenLosses:
+def policy_losses(part: PolicyGradient, record: TokenRecord, signals: Signals) -> TokenLosses:
     """Return the clipped policy-gradient loss at every token (METHODS section 7)."""
-    assert batch.rollout_logprobs is not None and batch.advantages is not None
-    record = linear_token_logprobs(batch.student_hidden, batch.student, batch.response_ids, batch.temperature)
-    assert record.student_logprob is not None
+    assert signals.advantages is not None and record.student_logprob is not None
+    rollout = drawn_with(record, signals)
     surrogate = policy_gradient_loss(
-        record.student_logprob,
-        batch.rollout_logprobs,
-        batch.advantages,
-        clip_low=part.clip_low,
-        clip_high=part.clip_high,
+        record.student_logprob, rollout, signals.advantages, clip_low=part.clip_low, clip_high=part.clip_high
     )
-    ratio = importance_ratio(record.student_logprob, batch.rollout_logprobs, cap=None)
+    ratio = importance_ratio(record.student_logprob, rollout, cap=None)
     return TokenLosses(surrogate.loss, record, ratio=ratio, policy_clipped=surrogate.clipped)
 
 
-def imitation_losses(part: Imitation, batch: MicroBatch) -> TokenLosses:
+def imitation_losses(record: TokenRecord) -> TokenLosses:
     """Return the cross-entropy of every reference token (SFT)."""
-    record = linear_token_logprobs(batch.student_hidden, batch.student, batch.response_ids, temperature=1.0)
     assert record.student_logprob is not None
     return TokenLosses(imitation_loss(record.student_logprob), record)
+
+
+def drawn_with(record: TokenRecord, signals: Signals) -> Float[Tensor, " n"]:
+    """Return the rollout policy's log-probabilities: as they came with the rollouts, or on-policy the student's own."""
+    if signals.rollout_logprobs is not None:
+        return signals.rollout_logprobs
+    assert record.student_logprob is not None
+    return record.student_logprob.detach()

@@ -1,7 +1,9 @@
 """Micro-batches by token budget: from row lengths to lists of row indices.
 
 Rows of similar length share a micro-batch, so that little is spent on padding; the loss does not depend on the
-grouping, because its denominators are global (see :mod:`selfdistill.objectives.reductions`).
+grouping, because its denominators are global (see :mod:`selfdistill.objectives.reductions`). Longest rows come first,
+so that a run that is going to exceed memory does so at once, and a row longer than the budget gets a micro-batch of its
+own.
 """
 
 from __future__ import annotations
@@ -12,19 +14,37 @@ from collections.abc import Sequence
 def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Group row indices so that ``rows * longest row`` stays within ``token_budget`` tokens.
 
-    Longest rows come first, so that a run that is going to exceed memory does so at once. A row longer than the budget
-    gets a micro-batch of its own.
-
     Raises:
         ValueError: if ``token_budget`` is not positive.
     """
-    if token_budget < 1:
-        raise ValueError(f"train.micro_batch_tokens is {token_budget}; it must be at least 1")
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []
-    for index in order:
+    for index in _longest_first(lengths, token_budget):
         if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= token_budget:
             batches[-1].append(index)
         else:
             batches.append([index])
     return batches
+
+
+def packed_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Group row indices so that the sum of their lengths stays within ``token_budget`` tokens.
+
+    Raises:
+        ValueError: if ``token_budget`` is not positive.
+    """
+    batches: list[list[int]] = []
+    room = 0
+    for index in _longest_first(lengths, token_budget):
+        if batches and lengths[index] <= room:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            room = token_budget
+        room -= lengths[index]
+    return batches
+
+
+def _longest_first(lengths: Sequence[int], token_budget: int) -> list[int]:
+    if token_budget < 1:
+        raise ValueError(f"train.micro_batch_tokens is {token_budget}; it must be at least 1")
+    return sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))

@@ -1,47 +1,56 @@
 """One forward pass over given tokens: from (prompt ids, response ids) to the states that predict each response token.
 
 Alignment (METHODS section 1): response token n is predicted from the position before it, in the student's and in the
-teacher's sequence alike. Rows are padded on the right, so positions count from each row's own start and padding cannot
-shift them.
+teacher's sequence alike. Rows are padded on the right, or not at all, so positions count from each row's own start and
+no neighbour can shift them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfdistill.models.head import backbone_of
-from selfdistill.scoring.batching import micro_batches
+from selfdistill.scoring.batching import micro_batches, packed_batches
+from selfdistill.scoring.mode import evaluation_mode
+from selfdistill.scoring.packing import packed_states
+from selfdistill.scoring.prefix import shared_row_states
+from selfdistill.scoring.rows import (
+    TokenPair,
+    model_device,
+    padded_right,
+    read_ids,
+    refuse_empty,
+    sequence_length,
+)
+from selfdistill.scoring.settings import Forwarding
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-TokenPair = tuple[Sequence[int], Sequence[int]]
-"""(prompt ids, response ids); neither may be empty."""
+__all__ = ["TokenPair", "evaluation_mode", "model_device", "response_states", "row_batches", "score_rows"]
+__all__ += ["sequence_length"]
 
 
-def model_device(model: nn.Module) -> torch.device:
-    """Return the device that the model's inputs must be on."""
-    return next(model.parameters()).device
+def row_batches(pairs: Sequence[TokenPair], forwarding: Forwarding) -> list[list[int]]:
+    """Group row indices into micro-batches for :func:`response_states`, longest rows first."""
+    group = packed_batches if forwarding.padding_free else micro_batches
+    return group([sequence_length(pair) for pair in pairs], forwarding.token_budget)
 
 
-def sequence_length(pair: TokenPair) -> int:
-    """Number of positions that a pair costs: the last response token is predicted, never read."""
-    return len(pair[0]) + len(pair[1]) - 1
+_PADDED = Forwarding(token_budget=1)  # a micro-batch is given, so the budget plays no role
 
 
-def response_states(model: nn.Module, pairs: Sequence[TokenPair], pad_id: int = 0) -> Float[Tensor, "N H"]:
+def response_states(
+    model: nn.Module, pairs: Sequence[TokenPair], forwarding: Forwarding = _PADDED
+) -> Float[Tensor, "N H"]:
     """Return the final hidden states from which each response token is predicted.
 
     Args:
         model: a causal language model.
         pairs: the rows of one micro-batch.
-        pad_id: any valid id; padded positions are masked.
+        forwarding: whether to pad, and with which id.
 
     Returns:
         Hidden states ``[N, H]`` in the model's dtype; rows one after the other in the given order, N = sum of response
@@ -49,46 +58,36 @@ def response_states(model: nn.Module, pairs: Sequence[TokenPair], pad_id: int = 
 
     Raises:
         ValueError: a prompt or a response is empty; nothing would predict its first token, or nothing is to be scored.
+        ModelError: padding-free, and the model would let rows see each other.
     """
-    if not all(len(prompt) and len(response) for prompt, response in pairs):
-        raise ValueError("a row to be scored has an empty prompt or an empty response; leave such rows out")
-    device = model_device(model)
-    longest = max(sequence_length(pair) for pair in pairs)
-    input_ids = torch.full((len(pairs), longest), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros((len(pairs), longest), dtype=torch.long)
-    predicts_response = torch.zeros((len(pairs), longest), dtype=torch.bool)
-    for row, (prompt, response) in enumerate(pairs):
-        ids = [*prompt, *response[:-1]]
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        attention_mask[row, : len(ids)] = 1
-        predicts_response[row, len(prompt) - 1 : len(ids)] = True
-    output = backbone_of(model)(
-        input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False, return_dict=True
-    )
-    hidden: Tensor = output.last_hidden_state[predicts_response.to(device)]
-    return hidden
+    refuse_empty(pairs)
+    return packed_states(model, pairs) if forwarding.padding_free else _padded_states(model, pairs, forwarding.pad_id)
 
 
 def score_rows(
-    model: nn.Module, pairs: Sequence[TokenPair], token_budget: int, pad_id: int = 0
+    model: nn.Module, pairs: Sequence[TokenPair], forwarding: Forwarding | int, pad_id: int = 0
 ) -> list[Float[Tensor, "n H"]]:
-    """Return each row's hidden states in the order of ``pairs``: no gradient, ``token_budget`` tokens at a time."""
-    states: list[Tensor | None] = [None] * len(pairs)
+    """Return each row's hidden states in the order of ``pairs``: no gradient, ``token_budget`` tokens at a time.
+
+    A prompt that several rows share is computed once if ``forwarding.reuse_prefix`` and if the architecture allows it.
+    """
+    if isinstance(forwarding, int):
+        forwarding = Forwarding(forwarding, pad_id, reuse_prefix=False)
+    refuse_empty(pairs)
     with evaluation_mode(model), torch.no_grad():
-        for batch in micro_batches([sequence_length(pair) for pair in pairs], token_budget):
-            hidden = response_states(model, [pairs[index] for index in batch], pad_id)
-            for index, rows in zip(batch, hidden.split([len(pairs[i][1]) for i in batch]), strict=True):
-                states[index] = rows
-    return [state for state in states if state is not None]
+        states = shared_row_states(model, pairs, forwarding) if forwarding.reuse_prefix else {}
+        rest = [index for index in range(len(pairs)) if index not in states]
+        for batch in row_batches([pairs[index] for index in rest], forwarding):
+            rows = [rest[place] for place in batch]
+            hidden = response_states(model, [pairs[row] for row in rows], forwarding)
+            states.update(zip(rows, hidden.split([len(pairs[row][1]) for row in rows]), strict=True))
+    return [states[index] for index in range(len(pairs))]
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the block and give every module its own mode back afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def _padded_states(model: nn.Module, pairs: Sequence[TokenPair], pad_id: int) -> Float[Tensor, "N H"]:
+    input_ids, real = padded_right([read_ids(pair) for pair in pairs], pad_id, model_device(model))
+    prompt_lengths = torch.tensor([len(prompt) for prompt, _ in pairs], device=real.device)
+    after_prompt = torch.arange(real.shape[1], device=real.device) >= prompt_lengths[:, None] - 1
+    output: Any = backbone_of(model)(input_ids=input_ids, attention_mask=real.long(), use_cache=False, return_dict=True)
+    hidden: Tensor = output.last_hidden_state
+    return hidden[(real & after_prompt).to(hidden.device)]

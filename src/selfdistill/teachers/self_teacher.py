@@ -15,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfdistill.models.head import Head, MixedProjection, Projection, projection_of
-from selfdistill.scoring.forward import TokenPair, score_rows
+from selfdistill.scoring.forward import score_rows
+from selfdistill.scoring.rows import TokenPair
+from selfdistill.scoring.settings import Forwarding
 from selfdistill.teachers.parts import Initial, Live, MovingAverage, NoTeacher, TrustRegion
 from selfdistill.teachers.weights import Weights, adapters_off, snapshot, swapped, trainable
 
@@ -45,11 +47,11 @@ class SelfTeacher:
         """Return a block inside which ``self.model`` has the teacher's weights."""
         return swapped(self.model, self.weights)
 
-    def score(self, pairs: Sequence[TokenPair], token_budget: int, pad_id: int = 0) -> TeacherScores:
-        """Score response tokens given privileged prompts, without gradient, ``token_budget`` tokens at a time."""
+    def score(self, pairs: Sequence[TokenPair], forwarding: Forwarding) -> TeacherScores:
+        """Score response tokens given privileged prompts, without gradient, a prompt that rows share only once."""
         with self.view():
             projection = _constant(projection_of(self.model))
-            return TeacherScores(score_rows(self.model, pairs, token_budget, pad_id), projection)
+            return TeacherScores(score_rows(self.model, pairs, forwarding), projection)
 
     def after_step(self) -> None:
         """Follow the student after an optimiser step."""
@@ -132,10 +134,10 @@ class TrustRegionTeacher(InitialTeacher):
         super().__init__(model)
         self.rate = rate
 
-    def score(self, pairs: Sequence[TokenPair], token_budget: int, pad_id: int = 0) -> TeacherScores:
+    def score(self, pairs: Sequence[TokenPair], forwarding: Forwarding) -> TeacherScores:
         """Score twice, with the initial and with the current weights; the head mixes the two logits."""
-        initial = super().score(pairs, token_budget, pad_id)
-        live = LiveTeacher(self.model).score(pairs, token_budget, pad_id)
+        initial = super().score(pairs, forwarding)
+        live = LiveTeacher(self.model).score(pairs, forwarding)
         assert isinstance(initial.projection, Projection) and isinstance(live.projection, Projection)
         states = [torch.cat(both, dim=-1) for both in zip(initial.states, live.states, strict=True)]
         return TeacherScores(states, MixedProjection(initial.projection, live.projection, self.rate))

@@ -51,6 +51,20 @@ class TrainConfig(BaseModel):
     full response."""
 
 
+class ScoringConfig(BaseModel):
+    """How hidden states and losses are computed. No setting here changes what is computed beyond float rounding."""
+
+    model_config = SECTION
+
+    head: Literal["fused", "readable"] = "fused"
+    """``fused`` makes the gradient while logits exist, once; ``readable`` is the plain reference, by autograd."""
+    reuse_prefix: bool = True
+    """The teacher reads a privileged prompt that siblings share once, and its keys and values serve all of them."""
+    padding_free: bool = False
+    """Rows of a micro-batch are concatenated instead of padded; meant for attention that knows where rows end
+    (``model.attention: flash_attention_2``)."""
+
+
 class OutputConfig(BaseModel):
     """The run folder."""
 

@@ -118,7 +118,12 @@ class Trainer:
         state.optimizer.zero_grad(set_to_none=True)
         if not rows:
             return Outcome(loss=0.0, grad_norm=0.0, applied=True)
-        scoring = Scoring(recipe.rollouts.sampling.temperature, recipe.train.micro_batch_tokens)
+        scoring = Scoring(
+            recipe.rollouts.sampling.temperature,
+            recipe.train.micro_batch_tokens,
+            recipe.scoring,
+            on_policy=recipe.train.updates_per_batch == 1,
+        )
         loss = accumulate_gradients(rows, recipe.method, self.policy, state.teacher, scoring, means, count)
         norm = gradient_norm(list(trainable(self.policy.model).values()), recipe.train.grad_clip)
         applied = math.isfinite(loss) and math.isfinite(norm)

@@ -16,7 +16,7 @@ from selfdistill.methods.settings import nested
 from selfdistill.models.loading import ModelConfig
 from selfdistill.questions.config import DataConfig
 from selfdistill.rollouts.config import RolloutsConfig
-from selfdistill.training.config import OutputConfig, TrainConfig
+from selfdistill.training.config import OutputConfig, ScoringConfig, TrainConfig
 from selfdistill.training.recipe_file import dump_yaml, merged, read_extended, split_override
 from selfdistill.validation import SECTION, explain
 
@@ -39,6 +39,7 @@ class Recipe(BaseModel):
     data: DataConfig = Field(default_factory=DataConfig)
     rollouts: RolloutsConfig = Field(default_factory=RolloutsConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    scoring: ScoringConfig = Field(default_factory=ScoringConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
 

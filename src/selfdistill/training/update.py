@@ -8,33 +8,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from selfdistill.errors import TrainingError
 from selfdistill.methods.method import Method
 from selfdistill.models.head import projection_of
 from selfdistill.models.loading import Policy
 from selfdistill.objectives.divergence import working_dtype
+from selfdistill.objectives.heads import HEADS, MicroBatch
 from selfdistill.objectives.linear_divergence import linear_entropies
-from selfdistill.objectives.losses import MicroBatch, TokenLosses, distillation_losses, imitation_losses, policy_losses
+from selfdistill.objectives.losses import Objective
+from selfdistill.objectives.parts import Imitation
 from selfdistill.objectives.reductions import entropy_weights
-from selfdistill.scoring.batching import micro_batches
-from selfdistill.scoring.forward import TokenPair, response_states, sequence_length
+from selfdistill.scoring.forward import TokenPair, response_states, row_batches
+from selfdistill.scoring.settings import Forwarding
 from selfdistill.teachers.self_teacher import SelfTeacher, TeacherScores
+from selfdistill.training.config import ScoringConfig
 from selfdistill.training.metrics import TokenMeans
 from selfdistill.training.plan import Row
+
+ENTROPY_TOKENS = 4096
+"""Teacher states that are looked at together for SRPO's entropies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """What both forward passes need to know."""
+    """What both forward passes and the head need to know."""
 
     temperature: float
     """Sampling temperature of the rollouts."""
     token_budget: int
-    """Positions, padding included, of one forward pass."""
+    """Positions of one forward pass."""
+    config: ScoringConfig = field(default_factory=ScoringConfig)
+    on_policy: bool = True
+    """Whether the rollouts were drawn from the very weights that are being updated."""
+
+    def forwarding(self, pad_id: int) -> Forwarding:
+        """Return how rows become forward passes."""
+        return Forwarding(
+            self.token_budget,
+            pad_id=pad_id,
+            reuse_prefix=self.config.reuse_prefix,
+            padding_free=self.config.padding_free,
+        )
 
 
 def student_pair(row: Row) -> TokenPair:
@@ -68,17 +87,11 @@ def accumulate_gradients(
         means: receives the token statistics.
         on_tokens: told how many response tokens have been done.
     """
-    distilled = [row for row in rows if row.objective == "distillation"]
     loss = 0.0
-    if distilled:
-        assert teacher is not None
-        scores = teacher.score([teacher_pair(row) for row in distilled], scoring.token_budget, policy.chat.pad_id)
-        importance = _entropy_importance(method, scores, scoring)
-        loss += _objective_pass(distilled, method, policy, scoring, means, on_tokens, scores, importance)
-    for objective in ("policy", "imitation"):
-        own = [row for row in rows if row.objective == objective]
+    for name in ("distillation", "policy", "imitation"):
+        own = [row for row in rows if row.objective == name]
         if own:
-            loss += _objective_pass(own, method, policy, scoring, means, on_tokens)
+            loss += _objective_pass(own, method, policy, teacher, scoring, means, on_tokens)
     return loss
 
 
@@ -86,58 +99,81 @@ def _objective_pass(
     rows: Sequence[Row],
     method: Method,
     policy: Policy,
+    teacher: SelfTeacher | None,
     scoring: Scoring,
     means: TokenMeans,
     on_tokens: Callable[[int], None],
-    scores: TeacherScores | None = None,
-    importance: Sequence[Tensor] | None = None,
 ) -> float:
     """Forward, compare and differentiate rows that share one objective."""
+    part = _objective(method, rows[0].objective)
+    forwarding = scoring.forwarding(policy.chat.pad_id)
+    scores, importance = None, None
+    if rows[0].objective == "distillation":
+        assert teacher is not None
+        scores = teacher.score([teacher_pair(row) for row in rows], forwarding)
+        importance = _entropy_importance(method, scores, scoring)
     total = 0.0
-    for indices in micro_batches([sequence_length(student_pair(row)) for row in rows], scoring.token_budget):
+    for indices in row_batches([student_pair(row) for row in rows], forwarding):
         chosen = [rows[index] for index in indices]
-        batch = _micro_batch(chosen, policy, scoring, scores, indices)
-        scored = _token_losses(method, chosen[0].objective, batch)
-        weights = _per_token([row.token_weight for row in chosen], batch.lengths, batch.student_hidden)
-        if importance is not None:
-            weights = weights * torch.cat([importance[index] for index in indices])
-        loss = (scored.losses * weights).sum()
-        loss.backward()
-        total += float(loss.detach())
-        means.add_losses(scored, batch.rollout_logprobs)
+        batch = _micro_batch(part, chosen, policy, scoring, scores, indices, importance)
+        scored = HEADS[scoring.config.head](part, batch)
+        scored.loss.backward()
+        total += float(scored.loss.detach())
+        means.add_losses(scored.tokens, batch.rollout_logprobs)
         on_tokens(sum(batch.lengths))
     return total
 
 
 def _micro_batch(
-    rows: Sequence[Row], policy: Policy, scoring: Scoring, scores: TeacherScores | None, indices: Sequence[int]
+    part: Objective,
+    rows: Sequence[Row],
+    policy: Policy,
+    scoring: Scoring,
+    scores: TeacherScores | None,
+    indices: Sequence[int],
+    importance: Sequence[Tensor] | None,
 ) -> MicroBatch:
-    hidden = response_states(policy.model, [student_pair(row) for row in rows], policy.chat.pad_id)
+    hidden = response_states(policy.model, [student_pair(row) for row in rows], scoring.forwarding(policy.chat.pad_id))
     lengths = [len(row.rollout.response_ids) for row in rows]
-    sampled = all(row.rollout.logprobs is not None for row in rows)
-    logprobs = [value for row in rows for value in row.rollout.logprobs or ()]
+    weights = _per_token([row.token_weight for row in rows], lengths, hidden)
+    if importance is not None:
+        weights = weights * torch.cat([importance[index] for index in indices])
     return MicroBatch(
         student_hidden=hidden,
         student=projection_of(policy.model),
         response_ids=torch.tensor([i for row in rows for i in row.rollout.response_ids], device=hidden.device),
         lengths=lengths,
         temperature=scoring.temperature,
+        token_weights=weights,
         teacher_hidden=torch.cat([scores.states[index] for index in indices]) if scores else None,
         teacher=scores.projection if scores else None,
-        rollout_logprobs=hidden.new_tensor(logprobs, dtype=working_dtype(hidden)) if sampled else None,
+        rollout_logprobs=_rollout_logprobs(part, rows, scoring, hidden),
         advantages=_per_token([row.advantage for row in rows], lengths, hidden),
     )
 
 
-def _token_losses(method: Method, objective: str | None, batch: MicroBatch) -> TokenLosses:
-    match objective:
-        case "distillation" if method.distillation is not None:
-            return distillation_losses(method.distillation, batch)
-        case "policy" if method.policy is not None:
-            return policy_losses(method.policy, batch)
-        case "imitation" if method.imitation is not None:
-            return imitation_losses(method.imitation, batch)
-    raise AssertionError(f"a row was routed to {objective!r}, which the method does not have")
+def _rollout_logprobs(part: Objective, rows: Sequence[Row], scoring: Scoring, like: Tensor) -> Tensor | None:
+    """Return the sampler's log-probabilities; without them the student's own serve, as long as they are the same.
+
+    Raises:
+        TrainingError: an earlier update has moved the student away from rollouts that brought none.
+    """
+    if all(row.rollout.logprobs is not None for row in rows):
+        return like.new_tensor([x for row in rows for x in row.rollout.logprobs or ()], dtype=working_dtype(like))
+    if not scoring.on_policy and not isinstance(part, Imitation):
+        remedy = "set train.updates_per_batch=1, or use a sampler that returns them"
+        raise TrainingError(f"rollouts carry no log-probabilities, and several updates need them for ratios; {remedy}.")
+    return None
+
+
+def _objective(method: Method, name: str | None) -> Objective:
+    part: Objective | None = {
+        "distillation": method.distillation,
+        "policy": method.policy,
+        "imitation": method.imitation,
+    }.get(name or "")
+    assert part is not None, f"a row was routed to {name!r}, which the method does not have"
+    return part
 
 
 def _entropy_importance(method: Method, scores: TeacherScores, scoring: Scoring) -> list[Tensor] | None:
@@ -146,9 +182,25 @@ def _entropy_importance(method: Method, scores: TeacherScores, scoring: Scoring)
     if part is None or part.entropy_weight is None:
         return None
     temperature = part.temperature or scoring.temperature
-    entropies = linear_entropies(torch.cat(scores.states), scores.projection, temperature)
-    weights = entropy_weights(entropies, part.entropy_weight)
-    return list(weights.split([len(states) for states in scores.states]))
+    lengths = [len(states) for states in scores.states]
+    entropies = [
+        linear_entropies(torch.cat([scores.states[index] for index in batch]), scores.projection, temperature)
+        for batch in _consecutive(lengths, ENTROPY_TOKENS)
+    ]
+    return list(entropy_weights(torch.cat(entropies), part.entropy_weight).split(lengths))
+
+
+def _consecutive(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Group rows in their order, so that a group has few tokens and a step's states are not copied at once."""
+    groups: list[list[int]] = []
+    tokens = limit
+    for index, length in enumerate(lengths):
+        tokens += length
+        if tokens > limit:
+            groups.append([])
+            tokens = length
+        groups[-1].append(index)
+    return groups
 
 
 def _per_token(values: Sequence[float], lengths: Sequence[int], like: Tensor) -> Tensor:

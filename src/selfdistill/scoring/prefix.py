@@ -1,0 +1,150 @@
+"""Prefix reuse: from rows of which several have the same prompt to hidden states, each such prompt computed once.
+
+The siblings of a question differ in their responses only. A teacher that scores G of them forwards P + sum(R - 1)
+positions instead of sum(P + R - 1), with the same result up to rounding. It is for passes without gradient.
+
+Prompts are forwarded together within the token budget; then all of their rows are, in order of length whatever their
+prompt is, so that little is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from selfdistill.models.head import backbone_of
+from selfdistill.scoring.batching import micro_batches
+from selfdistill.scoring.rows import TokenPair, model_device, padded_right
+from selfdistill.scoring.settings import Forwarding
+
+if TYPE_CHECKING:
+    from selfdistill.scoring.architecture import Window
+    from selfdistill.scoring.prefix_cache import LayerPrefix
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrompts:
+    """Prompts that are forwarded together, with all of their rows."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    rows: tuple[int, ...]
+    """Indices of the rows, prompt by prompt."""
+    owners: tuple[int, ...]
+    """For each of them, which prompt is its own."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedPrompts:
+    """What remains of a pass over prompts."""
+
+    layers: Sequence[LayerPrefix]
+    lengths: Int[Tensor, " D"]
+    """Number of tokens per prompt, on the CPU."""
+    last: Float[Tensor, "D H"]
+    """The hidden state that predicts the first token of a response."""
+
+
+def shared_prompts(pairs: Sequence[TokenPair], token_budget: int) -> list[SharedPrompts]:
+    """Find the prompts that at least two rows share, in groups of at most ``token_budget`` padded tokens."""
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for index, (prompt, _) in enumerate(pairs):
+        rows_of.setdefault(tuple(prompt), []).append(index)
+    shared = [(prompt, rows) for prompt, rows in rows_of.items() if len(rows) > 1]
+    groups = []
+    for batch in micro_batches([len(prompt) for prompt, _ in shared], token_budget):
+        members = [(row, owner) for owner, index in enumerate(batch) for row in shared[index][1]]
+        rows, owners = zip(*members, strict=True)
+        groups.append(SharedPrompts(tuple(shared[index][0] for index in batch), rows, owners))
+    return groups
+
+
+def shared_row_states(
+    model: nn.Module, pairs: Sequence[TokenPair], forwarding: Forwarding
+) -> dict[int, Float[Tensor, "n H"]]:
+    """Score the rows whose prompt another row has as well.
+
+    To be called in evaluation mode and without gradient.
+
+    Returns:
+        By row index, the hidden states that predict its response tokens. Empty for architectures whose memory of a
+        prompt is not plain keys and values: their rows are scored as if no prompt were shared.
+    """
+    groups = shared_prompts(pairs, forwarding.token_budget)
+    if not groups:
+        return {}
+    from selfdistill.scoring.architecture import attention_windows  # loads transformers
+
+    backbone = backbone_of(model)
+    windows = attention_windows(backbone)
+    if windows is None:
+        return {}
+    states: dict[int, Tensor] = {}
+    for group in groups:
+        encoded = _encode(backbone, group.prompts, windows, forwarding.pad_id)
+        if encoded is None:
+            return states
+        first = encoded.last.index_select(0, torch.tensor(group.owners, device=encoded.last.device))
+        states.update(zip(group.rows, first.split(1), strict=True))
+        # A response of one token is predicted by the prompt alone.
+        longer = [place for place, row in enumerate(group.rows) if len(pairs[row][1]) > 1]
+        longest = int(encoded.lengths.max())
+        lengths = [longest + len(pairs[group.rows[place]][1]) - 1 for place in longer]
+        for batch in micro_batches(lengths, forwarding.token_budget):
+            rows = [group.rows[longer[index]] for index in batch]
+            owner = torch.tensor([group.owners[longer[index]] for index in batch])
+            responses = [pairs[row][1] for row in rows]
+            for row, rest in zip(rows, _continue(backbone, encoded, owner, responses, forwarding.pad_id), strict=True):
+                states[row] = torch.cat((states[row], rest))
+    return states
+
+
+def _encode(
+    backbone: nn.Module, prompts: Sequence[Sequence[int]], windows: Sequence[Window], pad_id: int
+) -> EncodedPrompts | None:
+    """Forward each prompt once; None if the model does not keep its keys and values in the cache."""
+    from selfdistill.scoring.prefix_cache import recorded, recording_cache
+
+    ids, real = padded_right(prompts, pad_id, model_device(backbone))
+    cache = recording_cache(windows)
+    output: Any = backbone(
+        input_ids=ids, attention_mask=real.long(), past_key_values=cache, use_cache=True, return_dict=True
+    )
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    layers = recorded(cache, windows, lengths)
+    hidden: Tensor = output.last_hidden_state
+    ends = (lengths - 1).to(hidden.device)
+    last = hidden[torch.arange(len(prompts), device=hidden.device), ends]
+    return None if layers is None else EncodedPrompts(layers, lengths, last)
+
+
+def _continue(
+    backbone: nn.Module,
+    encoded: EncodedPrompts,
+    owner: Int[Tensor, " B"],
+    responses: Sequence[Sequence[int]],
+    pad_id: int,
+) -> list[Float[Tensor, "m H"]]:
+    """Forward responses on top of their prompts; return the states that predict all but their first tokens."""
+    from selfdistill.scoring.prefix_cache import shared_cache
+
+    device = model_device(backbone)
+    ids, real = padded_right([response[:-1] for response in responses], pad_id, device)
+    prompt_lengths = encoded.lengths[owner]
+    longest = int(encoded.lengths.max())
+    in_prompt = torch.arange(longest) >= longest - prompt_lengths[:, None]
+    positions = prompt_lengths[:, None] + torch.arange(ids.shape[1])
+    output: Any = backbone(
+        input_ids=ids,
+        attention_mask=torch.cat((in_prompt.to(device), real), dim=1).long(),
+        position_ids=positions.to(device),
+        past_key_values=shared_cache(encoded.layers, owner.to(device)),
+        use_cache=True,
+        return_dict=True,
+    )
+    hidden: Tensor = output.last_hidden_state
+    return list(hidden[real.to(hidden.device)].split([len(response) - 1 for response in responses]))
