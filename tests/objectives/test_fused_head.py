@@ -301,16 +301,20 @@ def test_one_head_is_recognised_as_such_through_detached_views():
 
 def test_a_tile_is_bounded_in_bytes_and_never_more_than_a_quarter_of_the_tokens():
     def rows(tokens, vocabulary, teacher=True):
-        weight = torch.empty(vocabulary, 2, device="meta")
-        hidden = torch.empty(tokens, 2, device="meta")
+        weight = torch.empty(1, 2).expand(vocabulary, 2)
+        hidden = torch.empty(1, 2).expand(tokens, 2)
         settings = DivergenceSettings(divergence="jsd")
         inputs = HeadInputs(
             hidden, Projection(weight), teacher_hidden=hidden, teacher=Projection(weight), settings=settings
         )
         return tile_rows(inputs if teacher else HeadInputs(hidden, Projection(weight)))
 
-    assert rows(8, 100) == 2 and rows(400, 100) == 100 and rows(1, 100) == 1
-    assert rows(10**6, 152_000) == rows(10**7, 152_000) < rows(10**6, 152_000, teacher=False)
+    assert rows(8, 100) == 2 and rows(400, 100) == 100 and rows(1, 100) == 1 and rows(0, 100) == 1
+    assert 200 < rows(10**6, 152_000) <= rows(10**7, 152_000) < 230 < 400 < rows(10**6, 152_000, teacher=False) < 450
+    assert rows(100, 2**22) == 8  # a large head
+    assert rows(60, 152_000) == 15
+    wide = Projection(torch.empty(1, 1).expand(20_000, 1000))
+    assert [tile_rows(HeadInputs(torch.empty(n, 1000), wide)) for n in (60, 200, 400)] == [60, 50, 100]
     assert rows(10**6, 10**9) == 1
 
 

@@ -36,10 +36,15 @@ TokenLoss = Callable[[TokenRecord, Rows], Float[Tensor, " n"]]
 """From the record of some tokens, and which of the N they are, to what each adds to the loss; differentiable in
 ``divergence`` or in ``student_logprob``. Tokens must not depend on each other."""
 
-TILE_BYTES = {"cpu": 2**28, "cuda": 5 * 2**28}
-"""Logits that exist at a time: both sides of a tile, and on CUDA the gradient in the weights' dtype."""
+TILE_BYTES = {"cpu": 2**28, "cuda": 29 * 2**30 // 20}
+"""Logits that exist at a time: both sides of a tile, and elsewhere than on a CPU the gradient in the weights' dtype. On
+CUDA 1024 tokens of a vocabulary of 151,936."""
+ALIGNMENT = 16
+"""Rows of logits begin at multiples of so many elements on a device, so that kernels can load them wide."""
 MINIMUM_TILES = 4
-"""Even a small batch is cut into this many, so that a tile is always a fraction of [N, V]."""
+"""Even a small batch is cut into this many, so that a tile is a fraction of [N, V] ..."""
+LARGE_HEAD, LARGE_HEAD_ROWS = 2**24, 64
+"""... but a head of so many weights is not read for fewer rows than this, where there are as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +207,7 @@ def choose_operations(inputs: HeadInputs) -> TileOperations:
     if inputs.student_hidden.is_cuda and torch.version.hip is None and find_spec("triton") is not None:
         from selfdistill.objectives.triton_tiles import TritonTiles
 
-        return TritonTiles(inputs.temperature)
+        return TritonTiles(inputs.temperature, operand_dtype=inputs.student.dtype)
     return TorchTiles(inputs.temperature)
 
 
@@ -220,8 +225,12 @@ def tile_rows(inputs: HeadInputs, wanted: int | None = None) -> int:
     row = inputs.student.vocabulary * inputs.dtype.itemsize * (1 if inputs.teacher is None else 2)
     if device != "cpu":  # where the gradient has a matrix of its own, in the dtype that is multiplied
         row += inputs.student.vocabulary * inputs.student_hidden.dtype.itemsize
-    share = math.ceil(len(inputs.student_hidden) / MINIMUM_TILES)
-    return max(1, min(TILE_BYTES.get(device, TILE_BYTES["cuda"]) // row, share))
+    tokens = len(inputs.student_hidden)
+    share = math.ceil(tokens / MINIMUM_TILES)
+    if inputs.student.vocabulary * inputs.student.width >= LARGE_HEAD:
+        share = max(share, LARGE_HEAD_ROWS)
+    most = max(1, min(TILE_BYTES.get(device, TILE_BYTES["cuda"]) // row, share))
+    return math.ceil(tokens / math.ceil(tokens / most)) if tokens else 1  # tiles of one size, not a small last one
 
 
 class _Logits:
@@ -229,8 +238,9 @@ class _Logits:
 
     def __init__(self, inputs: HeadInputs, rows: int) -> None:
         sides = 1 if inputs.teacher is None else 2
-        device = inputs.student_hidden.device
-        self._matrix = torch.empty((sides * rows, inputs.student.vocabulary), dtype=inputs.dtype, device=device)
+        device, vocabulary = inputs.student_hidden.device, inputs.student.vocabulary
+        aligned = vocabulary if device.type == "cpu" else -(-vocabulary // ALIGNMENT) * ALIGNMENT
+        self._matrix = torch.empty((sides * rows, aligned), dtype=inputs.dtype, device=device)[:, :vocabulary]
         self._shared = inputs.teacher is not None and same_head(inputs.student, inputs.teacher)
 
     def project(self, chunk: HeadInputs, operations: TileOperations) -> tuple[Tensor, Tensor | None]:
