@@ -18,3 +18,8 @@ def test_a_budget_below_one_token_is_refused_by_its_name(budget: int) -> None:
 def test_a_negative_pad_id_is_refused() -> None:
     with pytest.raises(RecipeError, match="pad_id is -1"):
         Forwarding(100, pad_id=-1)
+
+
+def test_a_negative_cost_of_a_pass_is_refused() -> None:
+    with pytest.raises(RecipeError, match="pass_tokens is -1"):
+        Forwarding(100, pass_tokens=-1)

@@ -1,13 +1,22 @@
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfdistill.scoring import micro_batches, packed_batches
+from selfdistill.scoring import packed_batches
+from selfdistill.scoring.batching import micro_batches as cheapest_batches
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 BUDGETS = st.integers(1, 300)
+PASS_TOKENS = 256
+
+
+def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
+    return cheapest_batches(lengths, token_budget, PASS_TOKENS)
+
+
 BOTH = pytest.mark.parametrize("group", [micro_batches, packed_batches])
 Grouping = Callable[[list[int], int], list[list[int]]]
 
@@ -28,6 +37,31 @@ def test_padded_micro_batches_stay_within_the_budget_unless_one_row_alone_exceed
 ) -> None:
     for batch in micro_batches(lengths, budget):
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+
+
+def cost(lengths: list[int], batches: list[list[int]]) -> int:
+    return sum(PASS_TOKENS + len(batch) * max(lengths[index] for index in batch) for batch in batches)
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=7), st.integers(1, 4000))
+def test_no_other_grouping_of_the_sorted_rows_costs_less(lengths: list[int], budget: int) -> None:
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    groupings = []
+    for cuts in product([False, True], repeat=len(order) - 1):
+        batches = [[order[0]]]
+        for index, cut in zip(order[1:], cuts, strict=True):
+            if cut:
+                batches.append([])
+            batches[-1].append(index)
+        if all(len(batch) == 1 or len(batch) * lengths[batch[0]] <= budget for batch in batches):
+            groupings.append(batches)
+    assert cost(lengths, micro_batches(lengths, budget)) == min(cost(lengths, batches) for batches in groupings)
+
+
+def test_a_long_row_does_not_pad_many_short_ones_even_if_the_budget_would_hold_them() -> None:
+    assert micro_batches([1000, *[100] * 8], token_budget=16_384) == [[0], [1, 2, 3, 4, 5, 6, 7, 8]]
+    assert micro_batches([110, *[100] * 8], token_budget=16_384) == [[0, 1, 2, 3, 4, 5, 6, 7, 8]]
+    assert cheapest_batches([110, *[100] * 8], 16_384, pass_tokens=30) == [[0], [1, 2, 3, 4, 5, 6, 7, 8]]
 
 
 @settings(deadline=None)
@@ -57,7 +91,7 @@ def test_rows_of_equal_length_keep_their_order() -> None:
 
 
 def test_rows_that_are_not_padded_fill_the_room_beside_a_long_one() -> None:
-    assert micro_batches([9, 3, 3, 3], token_budget=18) == [[0, 1], [2, 3]]
+    assert micro_batches([9, 3, 3, 3], token_budget=18) == [[0], [1, 2, 3]]
     assert packed_batches([9, 3, 3, 3], token_budget=18) == [[0, 1, 2, 3]]
 
 

@@ -26,6 +26,7 @@ from transformers import (
 
 from selfdistill.scoring import Forwarding, score_rows
 from selfdistill.scoring.prefix import shared_prompts, shared_row_states
+from selfdistill.scoring.prefix_cache import LayerPrefix, shared_cache
 from selfdistill.teachers import Initial, MovingAverage, start_teacher
 from selfdistill.teachers.weights import trainable
 
@@ -149,6 +150,18 @@ def test_keys_and_values_of_a_pass_stay_within_the_budget(windowed_model: PreTra
     assert all(rows == 1 or rows * columns <= budget for rows, columns in masks)
 
 
+def test_no_layer_holds_a_copy_of_the_prompt_for_every_row_longer_than_it_runs() -> None:
+    keys, values = torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 4)
+    (layer,) = shared_cache([LayerPrefix(keys, values, 5, is_sliding=False)], torch.tensor([0, 0, 1])).layers
+    new_keys, new_values = torch.randn(3, 2, 7, 8), torch.randn(3, 2, 7, 4)
+    for _ in range(2):  # nothing grows
+        joined_keys, joined_values = layer.update(new_keys, new_values)
+        assert torch.equal(joined_keys, torch.cat((keys[[0, 0, 1]], new_keys), dim=2))
+        assert torch.equal(joined_values, torch.cat((values[[0, 0, 1]], new_values), dim=2))
+        assert layer.keys is None and layer.values is None
+        assert layer.get_seq_length() == 5 and layer.get_mask_sizes(7) == (12, 0)
+
+
 def test_little_is_padded_although_the_siblings_differ_in_length(windowed_model: PreTrainedModel) -> None:
     pairs = [pair for seed in range(6) for pair in siblings(ids(10, seed), 2, 40)]
     shapes: list[tuple[int, ...]] = []
@@ -184,7 +197,7 @@ def test_grouping_is_by_length_and_does_not_depend_on_chance() -> None:
 
 
 def test_reuse_can_be_switched_off(windowed_model: PreTrainedModel) -> None:
-    forwarding = Forwarding(10_000, reuse_prefix=False)
+    forwarding = Forwarding(10_000, reuse_prefix=False, pass_tokens=1000)
     seen = passes(windowed_model, lambda: score_rows(windowed_model, ROWS, forwarding))
     assert [len(rows) for rows in seen] == [len(ROWS)]
 

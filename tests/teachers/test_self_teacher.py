@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import Qwen3ForCausalLM
 
 from selfdistill.models.head import Projection, projection_of
-from selfdistill.scoring import response_states
+from selfdistill.scoring import Forwarding, response_states
 from selfdistill.teachers import (
     Initial,
     Live,
@@ -33,7 +33,7 @@ def start(part: Teacher, model: nn.Module) -> SelfTeacher:
 
 
 def teacher_logits(teacher: SelfTeacher) -> Tensor:
-    scores = teacher.score(ROWS, token_budget=100)
+    scores = teacher.score(ROWS, Forwarding(100))
     return scores.projection.logits(torch.cat(scores.states))
 
 
@@ -114,7 +114,7 @@ def test_the_teachers_head_is_the_teachers(tiny_model: Qwen3ForCausalLM, tied: b
     head = projection_of(student).weight.detach().clone()
     teacher = start(Initial(), student)
     move(student)
-    projection = teacher.score(ROWS, token_budget=100).projection
+    projection = teacher.score(ROWS, Forwarding(100)).projection
     assert isinstance(projection, Projection)
     assert torch.equal(projection.weight, head)
     assert not torch.equal(projection_of(student).weight, head)
@@ -126,7 +126,7 @@ def test_scoring_leaves_the_student_as_it_was(student: nn.Module, part: Teacher)
     move(student)
     student.train()
     weights, trained = values(student), set(trainable(student))
-    teacher.score(ROWS, token_budget=100)
+    teacher.score(ROWS, Forwarding(100))
     assert_equal_weights(values(student), weights)
     assert set(trainable(student)) == trained
     assert all(module.training for module in student.modules())
@@ -138,7 +138,7 @@ def test_the_students_weights_come_back_when_scoring_fails(student: nn.Module, p
     move(student)
     weights, own_logits = values(student), logits(student)
     with pytest.raises(IndexError):
-        teacher.score([((5,), (10_000_000, 5))], token_budget=100)
+        teacher.score([((5,), (10_000_000, 5))], Forwarding(100))
     assert_equal_weights(values(student), weights)
     assert torch.equal(logits(student), own_logits)
 
@@ -155,7 +155,7 @@ def test_weights_are_restored_when_one_of_them_cannot_be_put_in_place(tiny_model
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.kind)
 def test_no_gradient_reaches_the_teacher(student: nn.Module, part: Teacher) -> None:
     teacher = start(part, student)
-    scores = teacher.score(ROWS, token_budget=100)
+    scores = teacher.score(ROWS, Forwarding(100))
     logits_of_teacher = scores.projection.logits(torch.cat(scores.states))
     assert not logits_of_teacher.requires_grad
     assert not any(value.requires_grad for value in teacher.state_dict().values())
@@ -218,7 +218,7 @@ def test_a_float32_average_follows_changes_below_one_ulp_of_bf16(tiny_model: Qwe
     for _ in range(400):
         teacher.after_batch()
     assert teacher.state_dict()[name].to(torch.bfloat16).eq(weight).all()  # in bf16 it would never have arrived
-    assert teacher.score(ROWS, 100).states[0].dtype == torch.bfloat16
+    assert teacher.score(ROWS, Forwarding(100)).states[0].dtype == torch.bfloat16
 
 
 def test_the_average_of_adapters_starts_at_the_students_own_factors(tiny_model: Qwen3ForCausalLM) -> None:

@@ -11,18 +11,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+def micro_batches(lengths: Sequence[int], token_budget: int, pass_tokens: int) -> list[list[int]]:
     """Group row indices so that ``rows * longest row`` stays within ``token_budget`` tokens.
+
+    Of all such groupings of the sorted rows, return one of the least cost: the tokens of all passes, padding included,
+    and ``pass_tokens`` per pass. Rows of very different lengths are thus kept apart even if the budget would hold them.
 
     Raises:
         ValueError: if ``token_budget`` is not positive.
     """
+    order = _longest_first(lengths, token_budget)
+    least = [0] * (len(order) + 1)  # cost of the rows from here on
+    ends = [0] * len(order)
+    for start in reversed(range(len(order))):
+        longest = max(lengths[order[start]], 1)
+        last = min(len(order), start + max(token_budget // longest, 1))
+        costs = {end: longest * (end - start) + pass_tokens + least[end] for end in range(last, start, -1)}
+        ends[start] = min(costs, key=costs.__getitem__)  # the largest group if several cost the same
+        least[start] = costs[ends[start]]
     batches: list[list[int]] = []
-    for index in _longest_first(lengths, token_budget):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= token_budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
+    start = 0
+    while start < len(order):
+        batches.append(order[start : ends[start]])
+        start = ends[start]
     return batches
 
 

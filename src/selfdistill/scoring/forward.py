@@ -19,27 +19,20 @@ from selfdistill.scoring.batching import micro_batches, packed_batches
 from selfdistill.scoring.mode import evaluation_mode
 from selfdistill.scoring.packing import packed_states
 from selfdistill.scoring.prefix import shared_row_states
-from selfdistill.scoring.rows import (
-    TokenPair,
-    model_device,
-    padded_right,
-    read_ids,
-    refuse_empty,
-    sequence_length,
-)
+from selfdistill.scoring.rows import TokenPair, model_device, padded_right, read_ids, refuse_empty, sequence_length
 from selfdistill.scoring.settings import Forwarding
 
-__all__ = ["TokenPair", "evaluation_mode", "model_device", "response_states", "row_batches", "score_rows"]
-__all__ += ["sequence_length"]
+__all__ = ["TokenPair", "response_states", "row_batches", "score_rows", "sequence_length"]
+
+_PADDED = Forwarding(token_budget=1)  # a micro-batch is given, so the budget plays no role
 
 
 def row_batches(pairs: Sequence[TokenPair], forwarding: Forwarding) -> list[list[int]]:
     """Group row indices into micro-batches for :func:`response_states`, longest rows first."""
-    group = packed_batches if forwarding.padding_free else micro_batches
-    return group([sequence_length(pair) for pair in pairs], forwarding.token_budget)
-
-
-_PADDED = Forwarding(token_budget=1)  # a micro-batch is given, so the budget plays no role
+    lengths = [sequence_length(pair) for pair in pairs]
+    if forwarding.padding_free:
+        return packed_batches(lengths, forwarding.token_budget)
+    return micro_batches(lengths, forwarding.token_budget, forwarding.pass_tokens)
 
 
 def response_states(
@@ -64,15 +57,11 @@ def response_states(
     return packed_states(model, pairs) if forwarding.padding_free else _padded_states(model, pairs, forwarding.pad_id)
 
 
-def score_rows(
-    model: nn.Module, pairs: Sequence[TokenPair], forwarding: Forwarding | int, pad_id: int = 0
-) -> list[Float[Tensor, "n H"]]:
+def score_rows(model: nn.Module, pairs: Sequence[TokenPair], forwarding: Forwarding) -> list[Float[Tensor, "n H"]]:
     """Return each row's hidden states in the order of ``pairs``: no gradient, ``token_budget`` tokens at a time.
 
     A prompt that several rows share is computed once if ``forwarding.reuse_prefix`` and if the architecture allows it.
     """
-    if isinstance(forwarding, int):
-        forwarding = Forwarding(forwarding, pad_id, reuse_prefix=False)
     refuse_empty(pairs)
     with evaluation_mode(model), torch.no_grad():
         states = shared_row_states(model, pairs, forwarding) if forwarding.reuse_prefix else {}

@@ -56,7 +56,8 @@ def shared_prompts(pairs: Sequence[TokenPair], token_budget: int) -> list[Shared
         rows_of.setdefault(tuple(prompt), []).append(index)
     shared = [(prompt, rows) for prompt, rows in rows_of.items() if len(rows) > 1]
     groups = []
-    for batch in micro_batches([len(prompt) for prompt, _ in shared], token_budget):
+    # As few groups as possible: the more rows one has, the less they are padded.
+    for batch in micro_batches([len(prompt) for prompt, _ in shared], token_budget, pass_tokens=token_budget):
         members = [(row, owner) for owner, index in enumerate(batch) for row in shared[index][1]]
         rows, owners = zip(*members, strict=True)
         groups.append(SharedPrompts(tuple(shared[index][0] for index in batch), rows, owners))
@@ -87,19 +88,30 @@ def shared_row_states(
     for group in groups:
         encoded = _encode(backbone, group.prompts, windows, forwarding.pad_id)
         if encoded is None:
-            return states
-        first = encoded.last.index_select(0, torch.tensor(group.owners, device=encoded.last.device))
-        states.update(zip(group.rows, first.split(1), strict=True))
-        # A response of one token is predicted by the prompt alone.
-        longer = [place for place, row in enumerate(group.rows) if len(pairs[row][1]) > 1]
-        longest = int(encoded.lengths.max())
-        lengths = [longest + len(pairs[group.rows[place]][1]) - 1 for place in longer]
-        for batch in micro_batches(lengths, forwarding.token_budget):
-            rows = [group.rows[longer[index]] for index in batch]
-            owner = torch.tensor([group.owners[longer[index]] for index in batch])
-            responses = [pairs[row][1] for row in rows]
-            for row, rest in zip(rows, _continue(backbone, encoded, owner, responses, forwarding.pad_id), strict=True):
-                states[row] = torch.cat((states[row], rest))
+            break
+        states |= _group_states(backbone, pairs, group, encoded, forwarding)
+    return states
+
+
+def _group_states(
+    backbone: nn.Module,
+    pairs: Sequence[TokenPair],
+    group: SharedPrompts,
+    encoded: EncodedPrompts,
+    forwarding: Forwarding,
+) -> dict[int, Float[Tensor, "n H"]]:
+    """Score all rows of a group on top of its prompts, rows of similar length together."""
+    first = encoded.last.index_select(0, torch.tensor(group.owners, device=encoded.last.device))
+    states = dict(zip(group.rows, first.split(1), strict=True))
+    # A response of one token is predicted by the prompt alone.
+    longer = [(row, owner) for row, owner in zip(group.rows, group.owners, strict=True) if len(pairs[row][1]) > 1]
+    longest = int(encoded.lengths.max())
+    lengths = [longest + len(pairs[row][1]) - 1 for row, _ in longer]
+    for batch in micro_batches(lengths, forwarding.token_budget, forwarding.pass_tokens):
+        rows, owners = zip(*(longer[index] for index in batch), strict=True)
+        responses = [pairs[row][1] for row in rows]
+        rest = _continue(backbone, encoded, torch.tensor(owners), responses, forwarding.pad_id)
+        states.update((row, torch.cat((states[row], after))) for row, after in zip(rows, rest, strict=True))
     return states
 
 
