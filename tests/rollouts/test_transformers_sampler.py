@@ -137,7 +137,7 @@ def test_modes_are_given_back_module_by_module_even_after_an_error(tiny_model, t
     tiny_model.model.layers[0].eval()
     modes = [module.training for module in tiny_model.modules()]
     seen = []
-    monkeypatch.setattr(tiny_model, "generate", lambda **_: (seen.append(tiny_model.training), 1 / 0))
+    monkeypatch.setattr(tiny_model, "forward", lambda **_: (seen.append(tiny_model.training), 1 / 0))
     with pytest.raises(ZeroDivisionError):
         TransformersSampler(tiny_model, tiny_chat).sample(prompts, [[1]] * len(prompts), SAMPLING)
     assert seen == [False]

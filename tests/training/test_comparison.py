@@ -77,7 +77,7 @@ def test_two_recipes_and_two_seeds_give_a_table_with_intervals_and_a_second_call
         ("sft", 2, 2),
         ("grpo", 2, 2),
     ]
-    assert len(InProcess.started) == 5
+    assert [command[0] for command in InProcess.started] == [*["train"] * 4, "evaluate"]  # the shortest last
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert rows[0].startswith("| run | avg@2, % | maj@2, % | pass@2, % | avg against base, points | seeds |")
@@ -148,7 +148,7 @@ def test_a_run_that_fails_is_named_with_its_reason_and_log_and_the_others_are_ke
     bad.write_text(f"extends: {RECIPES[0]}\nname: bad\n")
     InProcess.started = []
     compare(tmp_path / "out", recipes=[RECIPES[0], str(bad)])
-    assert len(InProcess.started) == 1
+    assert [command[0] for command in InProcess.started] == ["train", "evaluate"]  # the base was still to come
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,8 @@ def test_an_interrupted_comparison_asks_its_runs_to_stop_and_waits_for_them(tmp_
     with pytest.raises(KeyboardInterrupt):
         compare(tmp_path, progress=said)
     assert asked == ["stop", "stop", "waited", "waited"]
-    assert said.messages[-1] == "stopping after the current step: base, sft seed 0; the same command goes on from there"
+    stopped = "stopping after the current step: sft seed 0, grpo seed 0; the same command goes on from there"
+    assert said.messages[-1] == stopped
     assert signal.getsignal(signal.SIGTERM) is before
 
 

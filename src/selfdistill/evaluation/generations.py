@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def rescore(path: Path, questions: Sequence[Question], verifier: Verifier) -> li
 
 
 def _line(one: Generation) -> str:
-    return json.dumps(asdict(one), ensure_ascii=False) + "\n"
+    return json.dumps({field.name: getattr(one, field.name) for field in fields(one)}, ensure_ascii=False) + "\n"
 
 
 def _parse(line: bytes, path: Path, number: int) -> Generation:

@@ -7,6 +7,8 @@ and a row's choice cannot depend on its neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -21,7 +23,7 @@ _PREVIEW = 1024
 
 
 class UniformStreams:
-    """Uniform numbers in [0, 1), one independent stream per seed.
+    """Uniform numbers in [0, 1), one independent stream per seed. Streams may join later, and leave.
 
     Streams are counter-based generators keyed by the whole seed: different seeds are different streams (torch's own CPU
     generator keeps 32 bits of a seed, so that two of some thousand rollouts would now and then coincide).
@@ -29,17 +31,27 @@ class UniformStreams:
 
     def __init__(self, seeds: list[int]) -> None:
         self._generators = [np.random.Generator(np.random.Philox(key=seed)) for seed in seeds]
-        self._drawn = 0
-        self._block = torch.empty(0)
+        self._drawn = np.zeros(len(seeds), dtype=np.int64)
+        self._blocks = np.empty((len(seeds), _BLOCK))
 
     def next(self, device: torch.device) -> Float64[Tensor, " rows"]:
         """Return the next number of every stream."""
-        offset = self._drawn % _BLOCK
-        if offset == 0:
-            block = np.stack([generator.random(_BLOCK) for generator in self._generators], axis=1)
-            self._block = torch.from_numpy(block).to(device)
+        places = self._drawn % _BLOCK
+        for row in np.flatnonzero(places == 0):
+            self._blocks[row] = self._generators[row].random(_BLOCK)
         self._drawn += 1
-        return self._block[offset]
+        return torch.from_numpy(self._blocks[np.arange(len(places)), places]).to(device)
+
+    def join(self, others: UniformStreams) -> None:
+        """Put other streams behind these, each where it is."""
+        self._generators += others._generators
+        self._drawn = np.concatenate([self._drawn, others._drawn])
+        self._blocks = np.concatenate([self._blocks, others._blocks])
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Keep these streams, in this order."""
+        self._generators = [self._generators[row] for row in order]
+        self._drawn, self._blocks = self._drawn[list(order)], self._blocks[list(order)]
 
 
 def choose(
@@ -56,7 +68,7 @@ def choose(
         ids = logprobs.argmax(-1)
     else:
         logprobs = torch.log_softmax(logits.float() / sampling.temperature, dim=-1)
-        ids = _inverse_cdf(_supported(logprobs.exp(), sampling).double(), uniforms)
+        ids = _inverse_cdf(_supported(logprobs.exp(), sampling), uniforms)
     return ids, logprobs.gather(-1, ids[:, None]).squeeze(-1)
 
 
@@ -85,9 +97,9 @@ def _supported(probabilities: Float[Tensor, "rows vocab"], sampling: Sampling) -
     return torch.where(probabilities >= threshold, probabilities, 0)
 
 
-def _inverse_cdf(masses: Float64[Tensor, "rows vocab"], uniforms: Float64[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
+def _inverse_cdf(masses: Float[Tensor, "rows vocab"], uniforms: Float64[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
     """Return the first id whose cumulative mass exceeds ``uniforms`` x total: it has positive mass itself."""
-    cumulative = masses.cumsum(-1)
+    cumulative = masses.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     # The product may round up to the total, which no id exceeds.
     target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))

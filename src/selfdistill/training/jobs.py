@@ -115,10 +115,12 @@ class Job:
 def run_jobs(jobs: Sequence[Job], parallel: int, progress: Progress) -> None:
     """Run what is not finished, ``parallel`` at a time, each in a process of its own with its share of the cores.
 
+    Most steps first: short jobs fill the gaps at the end, when there are fewer jobs than places.
+
     Raises:
         TrainingError: a job failed; the others were stopped after the step that was going on, and can be resumed.
     """
-    waiting = [job for job in jobs if not job.finished]
+    waiting = sorted((job for job in jobs if not job.finished), key=lambda job: -job.steps)
     if len(waiting) < len(jobs):
         progress.message(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already")
     environment = _environment(min(parallel, len(jobs)))
