@@ -264,6 +264,13 @@ def test_a_backward_pass_can_be_repeated():
         torch.testing.assert_close(one, other)
 
 
+def test_autocast_does_not_round_the_logits():
+    hidden, teacher, weight = (randn(seed, *shape).float() for seed, shape in enumerate([(9, 5), (9, 5), (30, 5)]))
+    plain = linear_token_divergence(hidden, teacher, weight).divergence
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(linear_token_divergence(hidden, teacher, weight).divergence, plain)
+
+
 def test_a_head_in_another_dtype_is_cast_block_by_block(monkeypatch):
     monkeypatch.setattr("selfdistill.objectives.torch_tiles.CAST_ELEMENTS", 7 * 5)
     hidden, teacher, weight = (randn(seed, *shape).float() for seed, shape in enumerate([(9, 5), (9, 5), (30, 5)]))

@@ -135,28 +135,37 @@ def head_pass(
         rows_per_tile: tokens per tile; None: what fits ``TILE_BYTES``, and at most a quarter of N.
         operations: the backend; None: the fastest for the device.
     """
-    operations = operations or choose_operations(inputs)
     gradient = None if loss is None else torch.zeros_like(inputs.student_hidden)
     parts: list[TokenRecord] = []
-    step = tile_rows(inputs, rows_per_tile)
-    logits = _Logits(inputs, min(step, len(inputs.student_hidden)))
-    for start in range(0, max(1, len(inputs.student_hidden)), step):
-        rows = slice(start, start + step)
-        chunk = inputs.rows(rows)
-        tile, record = _normalised(chunk, logits, operations)
-        softcap = inputs.student.softcap
-        slope = None if softcap is None or loss is None else operations.cap_slope(tile.student, softcap)
-        compared = compare_tile(tile, inputs.settings)
-        record = _completed(record, compared)
-        parts.append(record)
-        if loss is not None and gradient is not None:
-            worth = _worth(loss, record, rows, inputs)
-            if worth is not None:
-                over_z = compared.gradient(*worth)
-                over_z = over_z if slope is None else over_z.mul_(slope)
+    # Autocast would round logits to 16 bits, which is what this is here to avoid.
+    with torch.autocast(inputs.student_hidden.device.type, enabled=False):
+        operations = operations or choose_operations(inputs)
+        step = tile_rows(inputs, rows_per_tile)
+        logits = _Logits(inputs, min(step, len(inputs.student_hidden)))
+        for start in range(0, max(1, len(inputs.student_hidden)), step):
+            rows = slice(start, start + step)
+            record, over_z = _look_at_tile(inputs, rows, logits, operations, loss)
+            parts.append(record)
+            if gradient is not None and over_z is not None:
                 gradient[rows] = operations.hidden_gradient(inputs.student, over_z)
-                _add_head_gradients(head_gradients, operations, over_z, chunk.student_hidden)
+                _add_head_gradients(head_gradients, operations, over_z, inputs.student_hidden[rows])
     return HeadPass(_joined(parts), gradient)
+
+
+def _look_at_tile(
+    inputs: HeadInputs, rows: slice, logits: _Logits, operations: TileOperations, loss: TokenLoss | None
+) -> tuple[TokenRecord, Float[Tensor, "n V"] | None]:
+    """Return the tile's record and, if there is a loss that depends on it, d loss / d raw logits."""
+    tile, record = _normalised(inputs.rows(rows), logits, operations)
+    softcap = inputs.student.softcap
+    slope = None if softcap is None or loss is None else operations.cap_slope(tile.student, softcap)
+    compared = compare_tile(tile, inputs.settings)
+    record = _completed(record, compared)
+    worth = None if loss is None else _worth(loss, record, rows, inputs)
+    if worth is None:
+        return record, None
+    over_z = compared.gradient(*worth)
+    return record, over_z if slope is None else over_z.mul_(slope)
 
 
 @torch.no_grad()
