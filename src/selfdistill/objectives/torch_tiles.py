@@ -19,8 +19,9 @@ from selfdistill.objectives.divergence import LOG_FLOOR
 from selfdistill.objectives.settings import DivergenceSettings
 from selfdistill.objectives.tiles import FullComparison, RowStatistics
 
-BLOCK = 4096
-"""Columns of a block on the CPU: with a few hundred rows on two cores, some megabytes that are still in the cache."""
+BLOCK_ELEMENTS, BLOCK_COLUMNS = 2**19, (512, 4096)
+"""Logits of a block on the CPU, 2 MiB in float32, so that it and what is made from it stay in the cores' caches; within
+these limits of columns."""
 CAST_ELEMENTS = 2**23
 """Weights that are cast at once where their dtype is not the tile's: 32 MiB in float32."""
 
@@ -139,10 +140,17 @@ class TorchTiles:
         out.addmm_(gradient.t(), hidden.to(gradient.dtype))
 
 
+def _block_columns(matrix: Float[Tensor, "n V"]) -> int:
+    """Return the width of a block; elsewhere than on the CPU that is everything, one launch per operation."""
+    if matrix.device.type != "cpu":
+        return matrix.shape[-1]
+    least, most = BLOCK_COLUMNS
+    return min(most, max(least, BLOCK_ELEMENTS // max(1, len(matrix))))
+
+
 def _blocks(matrix: Float[Tensor, "n V"]) -> Iterator[Float[Tensor, "n b"]]:
-    """Yield the columns block by block; elsewhere than on the CPU a block is everything, one launch per operation."""
-    columns = BLOCK if matrix.device.type == "cpu" else matrix.shape[-1]
-    return iter(matrix.split(columns, dim=-1))
+    """Yield the columns block by block."""
+    return iter(matrix.split(_block_columns(matrix), dim=-1))
 
 
 def _log_probabilities(block: Float[Tensor, "n b"], normaliser: Float[Tensor, " n"]) -> Float[Tensor, "n b"]:
@@ -182,7 +190,7 @@ def _finite(peaks: Tensor) -> Tensor:
 
 def _argmax(logits: Float[Tensor, "n V"], peaks: Float[Tensor, "blocks n"]) -> Int[Tensor, " n"]:
     """Return each row's arg-max, looking only into the first block that has the row's peak."""
-    width = BLOCK if logits.device.type == "cpu" else logits.shape[-1]
+    width = _block_columns(logits)
     if len(peaks) == 1:
         return logits.argmax(-1)
     start = peaks.argmax(0) * width

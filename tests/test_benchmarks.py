@@ -1,0 +1,142 @@
+"""The benchmarks run, at sizes that measure nothing, and say what they should; also where no peer is installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMED = {"median", "low", "high"}
+
+Bench = Callable[..., tuple[dict[str, Any], str]]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
+    """Return a function that runs a benchmark with ``--quick`` and returns its JSON file and what it printed."""
+    monkeypatch.syspath_prepend(str(ROOT))
+
+    def run(name: str, *options: str) -> tuple[dict[str, Any], str]:
+        output = tmp_path / f"{name}.json"
+        threads = torch.get_num_threads()
+        module = importlib.import_module(f"benchmarks.{name}")
+        shared = ["--quick", "--device", "cpu", "--threads", "1", "--repeats", "1", "--warmup", "0"]
+        try:
+            module.main([*shared, "--output", str(output), *options])
+        finally:
+            torch.set_num_threads(threads)
+        return json.loads(output.read_text("utf-8")), capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def no_peers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that neither TRL nor Liger is installed."""
+    monkeypatch.setattr("benchmarks.peers.installed", lambda package: None)
+
+
+def rows(printed: str) -> list[list[str]]:
+    """Return the cells of every line of every table."""
+    lines = [line for line in printed.splitlines() if line.startswith("|") and not line.startswith("|-")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def check_document(document: dict[str, Any], name: str) -> None:
+    assert document["benchmark"] == name
+    assert {"torch", "transformers", "trl", "liger-kernel", "selfdistill", "commit"} <= document["versions"].keys()
+    assert {"processor", "cores", "threads"} <= document["machine"].keys()
+    assert document["arguments"]["run"]["quick"] is True
+    assert str(ROOT) not in json.dumps(document)
+
+
+@pytest.mark.usefixtures("no_peers")
+def test_the_head_table_is_complete_without_peers(bench: Bench) -> None:
+    document, printed = bench("head", "--without-memory")
+    check_document(document, "head")
+    table = rows(printed)[1:]
+    described = document["contestants"]
+    assert [cells[1] for cells in table] == [one["label"] for one in described.values()]
+    for name, one in described.items():
+        if one["library"] in ("trl", "liger"):
+            assert one["unavailable"] == "not installed"
+        else:
+            assert len(document["seconds"][name]) == 1 and document["summary"][name]["seconds"].keys() == TIMED
+    absent = [cells for cells in table if cells[0] in ("TRL", "Liger")]
+    assert len(absent) == 9 and all(cells[2] == "not installed" for cells in absent)
+    assert set(document["floors"]) == {"2", "3", "4"}
+
+
+@pytest.mark.usefixtures("no_peers")
+def test_the_memory_of_the_head_is_measured_in_processes_of_its_own(bench: Bench) -> None:
+    document, printed = bench("head", "--only", "ours_forward_kl")
+    assert document["memory"]["ours_forward_kl"]["at_n"] >= 0
+    assert [probe["idle"] for probe in document["probes"]] == [False, True]
+    assert any("GiB" in cell for cells in rows(printed) for cell in cells)
+
+
+@pytest.mark.usefixtures("no_peers")
+def test_every_head_of_ours_agrees_with_float64(bench: Bench) -> None:
+    document, _ = bench("head", "--without-memory")
+    compared = document["exactness"]
+    assert {name for name in document["contestants"] if name.startswith("ours_")} <= compared.keys()
+    for name, found in compared.items():
+        assert found["hidden_cosine"] > 0.9999, name
+        assert found["value_error"] < 1e-3, name
+        assert found.get("weight_cosine", 1.0) > 0.9999, name
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed (extra `bench`)")
+def test_the_peers_heads_compute_the_same(bench: Bench) -> None:
+    document, _ = bench("head", "--without-memory", "--only", "trl_,liger_,ours_forward_kl,ours_jsd")
+    peers = {name: one for name, one in document["contestants"].items() if name.startswith(("trl", "liger"))}
+    able = [name for name, one in peers.items() if one["unavailable"] is None]
+    assert {"trl_chunked_kl", "trl_chunked_jsd", "trl_full_jsd"} <= set(able)
+    assert all(document["exactness"][name]["hidden_cosine"] > 0.9999 for name in able)
+    assert document["summary"]["trl_chunked_kl"]["against_ours"].keys() == TIMED
+
+
+@pytest.mark.usefixtures("no_peers")
+def test_the_update_table_is_complete_without_peers(bench: Bench) -> None:
+    document, printed = bench("update", "--without-memory")
+    check_document(document, "update")
+    table = rows(printed)[1:]
+    assert len(table) == len(document["contestants"]) == 8
+    assert all(cells[3] == "not installed" for cells in table if cells[0] == "TRL")
+    ours = [name for name, one in document["contestants"].items() if one["library"] == "ours"]
+    assert set(document["seconds"]) == set(ours)
+    loss = {name: found["loss"] for name, found in document["equality"].items()}
+    assert loss["ours_topk_all"] == pytest.approx(loss["readable_topk_all"], rel=1e-4)
+
+
+@pytest.mark.usefixtures("no_peers")
+def test_the_step_tables_are_complete(bench: Bench) -> None:
+    document, printed = bench("step")
+    check_document(document, "step")
+    steps = {f"{method}/{path}" for method in ("paint", "sc_sdpo") for path in ("fast", "readable")}
+    assert set(document["steps"]) == steps
+    assert {"with reuse", "without reuse"} == set(document["teacher"])
+    assert document["difference"] < 1e-4
+    assert len(rows(printed)) == 1 + 4 + 1 + 2
+
+
+@pytest.mark.usefixtures("no_peers")
+def test_the_scaling_table_is_complete(bench: Bench) -> None:
+    document, printed = bench("scaling", "--without-memory")
+    check_document(document, "scaling")
+    assert [cells[0] for cells in rows(printed)[1:]] == ["head, forward KL"] * 2 + ["update phase, SC-SDPO"] * 2
+    assert all(document["summary"][name]["against_smallest"].keys() == TIMED for name in document["seconds"])
+
+
+def test_lengths_are_log_normal_with_a_median_of_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    lengths = importlib.import_module("benchmarks.update_batch").log_normal_lengths(32, 220)
+    assert max(lengths) == 220 and sorted(lengths)[15] <= 55 <= sorted(lengths)[16]
+    assert sum(lengths) == pytest.approx(2184, rel=0.02)
