@@ -532,6 +532,39 @@ def test_every_fast_path_equals_the_readable_objective(
     assert fast[1] == pytest.approx(readable[1], rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("name", ["sc_sdpo", "grpo", "srpo"])
+def test_a_question_that_siblings_share_is_read_once_and_the_update_is_the_same(
+    batch: Callable[..., Batch], name: str
+) -> None:
+    one = batch(built(name))
+    asked = {group.question.id: group.rollouts[0].prompt_ids * 100 for group in one.groups}
+    rows = [
+        replace(row, rollout=replace(row.rollout, prompt_ids=asked[row.rollout.question.id][:200]))
+        for row in one.rows()
+    ]
+
+    def run(reuse_prefix: bool) -> tuple[int, float, Tensor]:
+        read: list[int] = []
+
+        def count(_: nn.Module, __: Any, named: dict[str, Any]) -> None:
+            if torch.is_grad_enabled():
+                read.append(named["input_ids"].numel())
+
+        handle = one.policy.model.model.register_forward_pre_hook(count, with_kwargs=True)
+        one.policy.model.zero_grad(set_to_none=True)
+        scoring = Scoring(TEMPERATURE, 10_000, ScoringConfig(reuse_prefix=reuse_prefix))
+        loss = accumulate_gradients(rows, one.method, one.policy, one.teacher, scoring, TokenMeans())
+        handle.remove()
+        return sum(read), loss, torch.cat([each.flatten() for each in gradients(one.policy.model).values()])
+
+    read_once, loss, gradient = run(reuse_prefix=True)
+    read_by_each, expected_loss, expected = run(reuse_prefix=False)
+    assert read_once < 0.7 * read_by_each
+    # Not to the last digits: the model's norms round to float32, here the sum over siblings, there every summand.
+    assert loss == pytest.approx(expected_loss, rel=1e-6, abs=1e-9)
+    assert float((gradient - expected).norm() / expected.norm()) < 1e-5
+
+
 @pytest.mark.parametrize(("clip", "after"), [(None, 5.0), (10.0, 5.0), (1.0, 1.0)])
 def test_the_gradient_norm_is_reported_before_clipping(clip: float | None, after: float) -> None:
     parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]

@@ -7,15 +7,19 @@ row, while the state of a recurrent layer can be neither.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers.cache_utils import (
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
 )
+
+from selfdistill.models.head import backbone_of
 
 Window = int | None
 """How many positions an attention layer looks back, itself included; None: all."""
@@ -47,6 +51,27 @@ def attention_windows(backbone: nn.Module) -> list[Window] | None:
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         return None
     return [layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None for layer in layers]
+
+
+def shares_with_gradient(model: nn.Module) -> bool:
+    """Tell whether rows may share a prompt's pass through which gradients flow back.
+
+    Not if the pass draws at random (dropout, layer drop, a router's jitter), as siblings would share what was drawn;
+    nor under gradient checkpointing, for which transformers switches the cache off.
+    """
+    backbone = backbone_of(model)
+    if attention_windows(backbone) is None:
+        return False
+    modules = [module for module in model.modules() if module.training]
+    drawn = any(_draws(vars(module)) or (isinstance(module, _DropoutNd) and module.p > 0) for module in modules)
+    drawn = drawn or (backbone.training and _draws(vars(_config(backbone))))
+    return not drawn and not any(getattr(module, "gradient_checkpointing", False) for module in modules)
+
+
+def _draws(settings: Mapping[str, Any]) -> bool:
+    """Tell whether some setting is a probability of leaving something out, or an amount of noise."""
+    random = [value for name, value in settings.items() if "drop" in name or "jitter" in name]
+    return any(isinstance(value, float) and value > 0 for value in random)
 
 
 def _config(backbone: nn.Module) -> Any:

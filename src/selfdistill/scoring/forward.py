@@ -21,14 +21,20 @@ from selfdistill.scoring.packing import packed_states
 from selfdistill.scoring.prefix import shared_row_states
 from selfdistill.scoring.rows import TokenPair, model_device, padded_right, read_ids, refuse_empty, sequence_length
 from selfdistill.scoring.settings import Forwarding
+from selfdistill.scoring.siblings import sharing_pays, sibling_batches
 
 __all__ = ["TokenPair", "response_states", "row_batches", "score_rows", "sequence_length"]
 
-_PADDED = Forwarding(token_budget=1)  # a micro-batch is given, so the budget plays no role
+_PADDED = Forwarding(token_budget=1, reuse_prefix=False)  # a micro-batch is given, so the budget plays no role
 
 
-def row_batches(pairs: Sequence[TokenPair], forwarding: Forwarding) -> list[list[int]]:
-    """Group row indices into micro-batches for :func:`response_states`, longest rows first."""
+def row_batches(pairs: Sequence[TokenPair], forwarding: Forwarding, model: nn.Module | None = None) -> list[list[int]]:
+    """Group row indices into micro-batches for :func:`response_states`, longest rows first.
+
+    Given the model, rows with the same prompt are kept together if it can share the prompt and if that pays.
+    """
+    if model is not None and _may_share(model, forwarding):
+        return sibling_batches(pairs, forwarding)
     lengths = [sequence_length(pair) for pair in pairs]
     if forwarding.padding_free:
         return packed_batches(lengths, forwarding.token_budget)
@@ -38,12 +44,13 @@ def row_batches(pairs: Sequence[TokenPair], forwarding: Forwarding) -> list[list
 def response_states(
     model: nn.Module, pairs: Sequence[TokenPair], forwarding: Forwarding = _PADDED
 ) -> Float[Tensor, "N H"]:
-    """Return the final hidden states from which each response token is predicted.
+    """Return the final hidden states from which each response token is predicted, with gradient where it is enabled.
 
     Args:
         model: a causal language model.
         pairs: the rows of one micro-batch.
-        forwarding: whether to pad, and with which id.
+        forwarding: whether to pad, and with which id; whether to read a prompt that rows share only once, where that
+            pays and changes nothing (no dropout, no gradient checkpointing, memory of plain keys and values).
 
     Returns:
         Hidden states ``[N, H]`` in the model's dtype; rows one after the other in the given order, N = sum of response
@@ -54,7 +61,10 @@ def response_states(
         ModelError: padding-free, and the model would let rows see each other.
     """
     refuse_empty(pairs)
-    return packed_states(model, pairs) if forwarding.padding_free else _padded_states(model, pairs, forwarding.pad_id)
+    if _may_share(model, forwarding) and sharing_pays(pairs, forwarding):
+        states = shared_row_states(model, pairs, forwarding)
+        return torch.cat(_completed(model, pairs, forwarding, states))
+    return _plain_states(model, pairs, forwarding)
 
 
 def score_rows(model: nn.Module, pairs: Sequence[TokenPair], forwarding: Forwarding) -> list[Float[Tensor, "n H"]]:
@@ -65,12 +75,31 @@ def score_rows(model: nn.Module, pairs: Sequence[TokenPair], forwarding: Forward
     refuse_empty(pairs)
     with evaluation_mode(model), torch.no_grad():
         states = shared_row_states(model, pairs, forwarding) if forwarding.reuse_prefix else {}
-        rest = [index for index in range(len(pairs)) if index not in states]
-        for batch in row_batches([pairs[index] for index in rest], forwarding):
-            rows = [rest[place] for place in batch]
-            hidden = response_states(model, [pairs[row] for row in rows], forwarding)
-            states.update(zip(rows, hidden.split([len(pairs[row][1]) for row in rows]), strict=True))
+        return _completed(model, pairs, forwarding, states)
+
+
+def _may_share(model: nn.Module, forwarding: Forwarding) -> bool:
+    if not forwarding.reuse_prefix or forwarding.padding_free:
+        return False
+    from selfdistill.scoring.architecture import shares_with_gradient  # loads transformers
+
+    return shares_with_gradient(model)
+
+
+def _completed(
+    model: nn.Module, pairs: Sequence[TokenPair], forwarding: Forwarding, states: dict[int, Tensor]
+) -> list[Float[Tensor, "n H"]]:
+    """Compute the rows that ``states`` lacks without sharing anything; return all of them in the order of ``pairs``."""
+    rest = [index for index in range(len(pairs)) if index not in states]
+    for batch in row_batches([pairs[index] for index in rest], forwarding):
+        rows = [rest[place] for place in batch]
+        hidden = _plain_states(model, [pairs[row] for row in rows], forwarding)
+        states.update(zip(rows, hidden.split([len(pairs[row][1]) for row in rows]), strict=True))
     return [states[index] for index in range(len(pairs))]
+
+
+def _plain_states(model: nn.Module, pairs: Sequence[TokenPair], forwarding: Forwarding) -> Float[Tensor, "N H"]:
+    return packed_states(model, pairs) if forwarding.padding_free else _padded_states(model, pairs, forwarding.pad_id)
 
 
 def _padded_states(model: nn.Module, pairs: Sequence[TokenPair], pad_id: int) -> Float[Tensor, "N H"]:

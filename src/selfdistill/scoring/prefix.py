@@ -1,7 +1,8 @@
 """Prefix reuse: from rows of which several have the same prompt to hidden states, each such prompt computed once.
 
-The siblings of a question differ in their responses only. A teacher that scores G of them forwards P + sum(R - 1)
-positions instead of sum(P + R - 1), with the same result up to rounding. It is for passes without gradient.
+The siblings of a question differ in their responses only. A pass over G of them reads P + sum(R - 1) positions instead
+of sum(P + R - 1), with the same result up to rounding. With gradient, every response's share of it flows through the
+prompt's keys and values into the one pass that made them.
 
 Prompts are forwarded together within the token budget; then all of their rows are, in order of length whatever their
 prompt is, so that little is padded.
@@ -49,12 +50,17 @@ class EncodedPrompts:
     """The hidden state that predicts the first token of a response."""
 
 
-def shared_prompts(pairs: Sequence[TokenPair], token_budget: int) -> list[SharedPrompts]:
-    """Find the prompts that at least two rows share, in groups of at most ``token_budget`` padded tokens."""
+def rows_by_prompt(pairs: Sequence[TokenPair]) -> dict[tuple[int, ...], list[int]]:
+    """Return the indices of each prompt's rows, prompts in the order of their first row."""
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for index, (prompt, _) in enumerate(pairs):
         rows_of.setdefault(tuple(prompt), []).append(index)
-    shared = [(prompt, rows) for prompt, rows in rows_of.items() if len(rows) > 1]
+    return rows_of
+
+
+def shared_prompts(pairs: Sequence[TokenPair], token_budget: int) -> list[SharedPrompts]:
+    """Find the prompts that at least two rows share, in groups of at most ``token_budget`` padded tokens."""
+    shared = [(prompt, rows) for prompt, rows in rows_by_prompt(pairs).items() if len(rows) > 1]
     groups = []
     # As few groups as possible: the more rows one has, the less they are padded.
     for batch in micro_batches([len(prompt) for prompt, _ in shared], token_budget, pass_tokens=token_budget):
@@ -64,12 +70,28 @@ def shared_prompts(pairs: Sequence[TokenPair], token_budget: int) -> list[Shared
     return groups
 
 
+def response_batches(
+    pairs: Sequence[TokenPair], group: SharedPrompts, forwarding: Forwarding
+) -> list[list[tuple[int, int]]]:
+    """Divide the rows of a group into passes over their responses, rows of similar length together.
+
+    Returns:
+        Per pass, (row, which prompt is its own). A response of one token is predicted by the prompt alone and left out.
+    """
+    longer = [(row, owner) for row, owner in zip(group.rows, group.owners, strict=True) if len(pairs[row][1]) > 1]
+    longest = max(len(prompt) for prompt in group.prompts)
+    lengths = [longest + len(pairs[row][1]) - 1 for row, _ in longer]
+    batches = micro_batches(lengths, forwarding.token_budget, forwarding.pass_tokens)
+    return [[longer[index] for index in batch] for batch in batches]
+
+
 def shared_row_states(
     model: nn.Module, pairs: Sequence[TokenPair], forwarding: Forwarding
 ) -> dict[int, Float[Tensor, "n H"]]:
     """Score the rows whose prompt another row has as well.
 
-    To be called in evaluation mode and without gradient.
+    To be called without dropout, whose masks the rows would share, and without gradient checkpointing, which makes
+    transformers leave the cache unused; see :func:`selfdistill.scoring.architecture.shares_with_gradient`.
 
     Returns:
         By row index, the hidden states that predict its response tokens. Empty for architectures whose memory of a
@@ -101,14 +123,10 @@ def _group_states(
     forwarding: Forwarding,
 ) -> dict[int, Float[Tensor, "n H"]]:
     """Score all rows of a group on top of its prompts, rows of similar length together."""
-    first = encoded.last.index_select(0, torch.tensor(group.owners, device=encoded.last.device))
-    states = dict(zip(group.rows, first.split(1), strict=True))
-    # A response of one token is predicted by the prompt alone.
-    longer = [(row, owner) for row, owner in zip(group.rows, group.owners, strict=True) if len(pairs[row][1]) > 1]
-    longest = int(encoded.lengths.max())
-    lengths = [longest + len(pairs[row][1]) - 1 for row, _ in longer]
-    for batch in micro_batches(lengths, forwarding.token_budget, forwarding.pass_tokens):
-        rows, owners = zip(*(longer[index] for index in batch), strict=True)
+    first = encoded.last.split(1)
+    states = {row: first[owner] for row, owner in zip(group.rows, group.owners, strict=True)}
+    for batch in response_batches(pairs, group, forwarding):
+        rows, owners = zip(*batch, strict=True)
         responses = [pairs[row][1] for row in rows]
         rest = _continue(backbone, encoded, torch.tensor(owners), responses, forwarding.pad_id)
         states.update((row, torch.cat((states[row], after))) for row, after in zip(rows, rest, strict=True))
@@ -154,7 +172,7 @@ def _continue(
         input_ids=ids,
         attention_mask=torch.cat((in_prompt.to(device), real), dim=1).long(),
         position_ids=positions.to(device),
-        past_key_values=shared_cache(encoded.layers, owner.to(device)),
+        past_key_values=shared_cache(encoded.layers, owner),
         use_cache=True,
         return_dict=True,
     )

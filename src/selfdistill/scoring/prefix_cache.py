@@ -1,8 +1,8 @@
 """Keys and values of shared prompts: recorded in one pass, placed before the responses of many rows in another.
 
 Two layers for the cache of transformers. :class:`Recorder` keeps what the prompts' pass computes. :class:`Shared` hands
-every attention layer prompt and response joined, and forgets them as soon as the layer has run: no more than one layer
-ever holds a copy per row.
+every attention layer prompt and response joined, and forgets them as soon as the layer has run: without gradient, no
+more than one layer ever holds a copy per row. Neither detaches anything, so gradients find their way to the prompts.
 
 Prompts of different lengths are aligned on the right, next to the responses. A distance in the cache is then a distance
 in the row, which is what a sliding window is measured by.
@@ -68,9 +68,9 @@ class Recorder(_Layer):
 class Shared(_Layer):
     """Place a prompt before each row's response, and store nothing."""
 
-    def __init__(self, prefix: LayerPrefix, owner: Int[Tensor, " B"]) -> None:
+    def __init__(self, prefix: LayerPrefix, owners: Sequence[int]) -> None:
         super().__init__(prefix.is_sliding)
-        self.prefix, self.owner = prefix, owner
+        self.prefix, self.owners = prefix, owners
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Return [B, heads, kept + T, width]: each row's prompt, then its response."""
@@ -80,7 +80,8 @@ class Shared(_Layer):
         if len(prefix) == 1:
             rows = prefix.expand(len(states), -1, -1, -1)
         else:
-            rows = prefix.index_select(0, self.owner.to(prefix.device))
+            prompts = prefix.unbind(0)  # unlike an index's, their gradients are added in a fixed order on every device
+            rows = torch.stack([prompts[owner] for owner in self.owners])
         return torch.cat((rows, states), dim=2)
 
     def get_seq_length(self) -> int:
@@ -100,7 +101,8 @@ def recording_cache(windows: Sequence[Window]) -> Cache:
 
 def shared_cache(prefixes: Sequence[LayerPrefix], owner: Int[Tensor, " B"]) -> Cache:
     """Return the cache for a pass over responses; ``owner`` names each row's prompt."""
-    return Cache(layers=[Shared(prefix, owner) for prefix in prefixes])
+    owners = owner.tolist()
+    return Cache(layers=[Shared(prefix, owners) for prefix in prefixes])
 
 
 def recorded(cache: Cache, windows: Sequence[Window], lengths: Int[Tensor, " D"]) -> list[LayerPrefix] | None:

@@ -16,7 +16,8 @@ class Forwarding:
     pad_id: int = 0
     """Any valid id; padded positions are masked."""
     reuse_prefix: bool = True
-    """Compute a prompt that several rows share once, where no gradient is needed (the teacher's pass)."""
+    """Compute a prompt that several rows share once. With gradient (the student's pass) only if rows are padded, if
+    nothing is dropped at random or checkpointed, and if it spares more tokens than the additional passes cost."""
     padding_free: bool = False
     """Concatenate the rows of a micro-batch instead of padding them to the longest."""
     pass_tokens: int = 256

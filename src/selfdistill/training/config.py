@@ -59,7 +59,9 @@ class ScoringConfig(BaseModel):
     head: Literal["fused", "readable"] = "fused"
     """``fused`` makes the gradient while logits exist, once; ``readable`` is the plain reference, by autograd."""
     reuse_prefix: bool = True
-    """The teacher reads a privileged prompt that siblings share once, and its keys and values serve all of them."""
+    """A prompt that siblings share is read once, and its keys and values serve all of them: the teacher's privileged
+    prompt, and the question for the student where it pays (not with ``padding_free``, gradient checkpointing or
+    dropout)."""
     padding_free: bool = False
     """Rows of a micro-batch are concatenated instead of padded; meant for attention that knows where rows end
     (``model.attention: flash_attention_2``)."""

@@ -113,7 +113,7 @@ def _objective_pass(
         scores = teacher.score([teacher_pair(row) for row in rows], forwarding)
         importance = _entropy_importance(method, scores, scoring)
     total = 0.0
-    for indices in row_batches([student_pair(row) for row in rows], forwarding):
+    for indices in row_batches([student_pair(row) for row in rows], forwarding, policy.model):
         chosen = [rows[index] for index in indices]
         batch = _micro_batch(part, chosen, policy, scoring, scores, indices, importance)
         scored = HEADS[scoring.config.head](part, batch)
