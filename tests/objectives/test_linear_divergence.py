@@ -244,7 +244,7 @@ def test_logits_of_all_tokens_never_exist(chosen, rows_per_chunk):
     student, teacher, weight = tensors(0, (tokens, width), (tokens, width), (vocabulary, width), dtype=torch.float32)
     student.requires_grad_()
     weight.requires_grad_()
-    chunk = rows_per_chunk or math.ceil(tokens / 4)
+    chunk = rows_per_chunk or math.ceil(tokens / 3)
     with LargestOutput() as memory:
         record = linear_token_divergence(
             student,

@@ -41,7 +41,7 @@ TILE_BYTES = {"cpu": 2**28, "cuda": 29 * 2**30 // 20}
 CUDA 1024 tokens of a vocabulary of 151,936."""
 ALIGNMENT = 16
 """Rows of logits begin at multiples of so many elements on a device, so that kernels can load them wide."""
-MINIMUM_TILES = 4
+MINIMUM_TILES = 3
 """Even a small batch is cut into this many, so that a tile is a fraction of [N, V] ..."""
 LARGE_HEAD, LARGE_HEAD_ROWS = 2**24, 64
 """... but a head of so many weights is not read for fewer rows than this, where there are as many."""
@@ -132,7 +132,7 @@ def head_pass(
         inputs: the tokens.
         loss: what they are worth; None: no gradient, two matrix products.
         head_gradients: where to add the gradient of a trained head.
-        rows_per_tile: tokens per tile; None: what fits ``TILE_BYTES``, and at most a quarter of N.
+        rows_per_tile: tokens per tile; None: what fits ``TILE_BYTES``, and at most a third of N.
         operations: the backend; None: the fastest for the device.
     """
     gradient = None if loss is None else torch.zeros_like(inputs.student_hidden)
@@ -156,9 +156,11 @@ def _look_at_tile(
     inputs: HeadInputs, rows: slice, logits: _Logits, operations: TileOperations, loss: TokenLoss | None
 ) -> tuple[TokenRecord, Float[Tensor, "n V"] | None]:
     """Return the tile's record and, if there is a loss that depends on it, d loss / d raw logits."""
-    tile, record = _normalised(inputs.rows(rows), logits, operations)
+    chunk = inputs.rows(rows)
+    student, teacher = logits.project(chunk, operations)
     softcap = inputs.student.softcap
-    slope = None if softcap is None or loss is None else operations.cap_slope(tile.student, softcap)
+    slope = None if softcap is None or loss is None else operations.cap_slope(student, softcap)
+    tile, record = _normalised(chunk, student, teacher, operations)
     compared = compare_tile(tile, inputs.settings)
     record = _completed(record, compared)
     worth = None if loss is None else _worth(loss, record, rows, inputs)
@@ -281,9 +283,10 @@ def _place(tensor: Tensor | None) -> tuple[object, ...] | None:
     return None if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
 
 
-def _normalised(chunk: HeadInputs, logits: _Logits, operations: TileOperations) -> tuple[Tile, TokenRecord]:
+def _normalised(
+    chunk: HeadInputs, student: Tensor, teacher: Tensor | None, operations: TileOperations
+) -> tuple[Tile, TokenRecord]:
     """Return a tile that is ready to be compared, and the record's fields that are read off its logits."""
-    student, teacher = logits.project(chunk, operations)
     ours = operations.normalise(student)
     student_logprob, at_distillation = _logprobs(chunk, operations, student, ours.log_normaliser)
     # The entropy is a placeholder until the tile has been compared.
@@ -312,7 +315,7 @@ def _logprobs(
     if chunk.logprob_temperature in (None, chunk.temperature):
         return at_distillation, at_distillation
     sharpness = chunk.temperature / chunk.logprob_temperature
-    wanted = z * sharpness - operations.normalise(logits, sharpness).log_normaliser
+    wanted = z * sharpness - operations.log_sum_exp(logits, sharpness)
     return wanted.clamp(min=LOG_FLOOR), at_distillation
 
 

@@ -78,7 +78,7 @@ def linear_token_divergence(
         strength: see ``selected``.
         logprob_temperature: of the log-probabilities; None: ``temperature``.
         rows_per_chunk: tokens whose logits exist at a time; None: what fits a fixed amount of memory, and at most a
-            quarter of N.
+            third of N.
 
     Raises:
         SettingError: settings that cannot be, or tensors whose sizes do not fit together.

@@ -143,7 +143,7 @@ def _take_out(operations: TileOperations, logits: Tensor, normaliser: PerToken, 
     """Read the K ids off one side and forbid them there, so that what is left is the tail, precise however small."""
     log_probs = (operations.at_ids(logits, ids) - normaliser.unsqueeze(-1)).clamp(min=LOG_FLOOR)
     logits.scatter_(1, ids, -torch.inf)
-    tail = (operations.normalise(logits).log_normaliser - normaliser).clamp(min=LOG_FLOOR)
+    tail = (operations.log_sum_exp(logits) - normaliser).clamp(min=LOG_FLOOR)
     entropy = operations.entropy(logits, normaliser) - (log_probs.exp() * log_probs).sum(-1)
     return _TakenOut(torch.cat([log_probs, tail.unsqueeze(-1)], dim=-1), entropy)
 

@@ -30,7 +30,7 @@ class RowStatistics(NamedTuple):
     """What normalises each row of a tile."""
 
     log_normaliser: Float[Tensor, " n"]
-    """log sum_v exp(z_v)."""
+    """log sum_v exp(z_v) of the matrix as it now is: 0 where the backend has subtracted it."""
     argmax: Int[Tensor, " n"]
     """Id of the largest logit; ties go to the lowest id."""
 
@@ -51,9 +51,10 @@ class FullComparison(NamedTuple):
 class TileOperations(Protocol):
     """The operations of one head pass. An object may keep scratch memory between tiles, and knows T_d.
 
-    Order of calls for a tile: ``project`` each side; ``normalise`` each side; reads of single logits through
-    ``at_ids``; then ``compare`` (full support) or ``entropy`` of each side (top-k support, or no teacher); then
-    ``gradient``. From ``compare`` / ``entropy`` on the matrices belong to the backend: it may have overwritten them.
+    Order of calls for a tile: ``project`` each side; ``cap_slope``; ``normalise`` each side, which may subtract the
+    normaliser in place; reads through ``at_ids`` and ``log_sum_exp``; then ``compare`` (full support) or ``entropy`` of
+    each side (top-k support, or no teacher); then ``gradient``. From ``compare`` / ``entropy`` on the matrices belong
+    to the backend: it may have overwritten them.
     """
 
     def project(self, head: Head, hidden: Float[Tensor, "n H"], out: Float[Tensor, "n V"]) -> None:
@@ -64,11 +65,12 @@ class TileOperations(Protocol):
         """Return z at the ids of each row."""
         ...
 
-    def normalise(self, logits: Float[Tensor, "n V"], sharpness: float = 1.0) -> RowStatistics:
-        """Return log sum_v exp(sharpness * z_v) and the arg-max of each row.
+    def normalise(self, logits: Float[Tensor, "n V"]) -> RowStatistics:
+        """Return what normalises each row, and its arg-max."""
+        ...
 
-        A ``sharpness`` of T_d / T normalises at another temperature T.
-        """
+    def log_sum_exp(self, logits: Float[Tensor, "n V"], sharpness: float = 1.0) -> Float[Tensor, " n"]:
+        """Return log sum_v exp(sharpness * z_v); a ``sharpness`` of T_d / T normalises at another temperature T."""
         ...
 
     def entropy(self, logits: Float[Tensor, "n V"], log_normaliser: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -31,6 +31,7 @@ class TorchTiles:
 
     def __init__(self, temperature: float) -> None:
         self._temperature = temperature
+        self._floored = False  # whether any log-probability so far was below the floor
 
     def project(self, head: Head, hidden: Float[Tensor, "n H"], out: Float[Tensor, "n V"]) -> None:
         """Fill ``out`` with logits divided by T_d."""
@@ -47,25 +48,26 @@ class TorchTiles:
         """Return z at the ids of each row."""
         return logits.gather(-1, ids)
 
-    def normalise(self, logits: Float[Tensor, "n V"], sharpness: float = 1.0) -> RowStatistics:
-        """Return log sum exp(sharpness * z) and the arg-max of each row."""
-        peaks, sums = [], []
+    def normalise(self, logits: Float[Tensor, "n V"]) -> RowStatistics:
+        """Turn logits into log-probabilities, in place, and return the arg-max of each row."""
+        _log_softmax_in_place(logits)
+        peaks, lowest = [], []
         for block in _blocks(logits):
-            peak = block.amax(-1)
-            shifted = block - _finite(peak).unsqueeze(-1)
-            if sharpness != 1.0:
-                shifted *= sharpness
-            peaks.append(peak)
-            sums.append(shifted.exp_().sum(-1))
-        highest = torch.stack(peaks)
-        normaliser = (_finite(highest) * sharpness + torch.stack(sums).log()).logsumexp(0)
-        return RowStatistics(normaliser, _argmax(logits, highest))
+            peaks.append(block.amax(-1))
+            lowest.append(block.amin(-1))
+        self._floored = self._floored or bool((torch.stack(lowest) < LOG_FLOOR).any())
+        return RowStatistics(logits.new_zeros(len(logits)), _argmax(logits, torch.stack(peaks)))
+
+    def log_sum_exp(self, logits: Float[Tensor, "n V"], sharpness: float = 1.0) -> Float[Tensor, " n"]:
+        """Return log sum exp(sharpness * z) of each row."""
+        parts = [(block * sharpness if sharpness != 1.0 else block).logsumexp(-1) for block in _blocks(logits)]
+        return torch.stack(parts).logsumexp(0)
 
     def entropy(self, logits: Float[Tensor, "n V"], log_normaliser: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the entropy of each row; the matrix holds probabilities afterwards."""
         total = torch.zeros_like(log_normaliser)
         for block in _blocks(logits):
-            total += _to_probabilities(_log_probabilities(block, log_normaliser))
+            total += _to_probabilities(block.clamp_(min=LOG_FLOOR))
         return total
 
     def compare(
@@ -80,26 +82,25 @@ class TorchTiles:
         student_entropy, teacher_entropy, divergence, coefficients, clipped = (
             torch.zeros_like(student_normaliser) for _ in range(5)
         )
-        for ours, theirs in zip(_blocks(student), _blocks(teacher), strict=True):
-            # Compared before the floor: below it a log-probability is a constant.
-            floored = ours < (LOG_FLOOR + student_normaliser).unsqueeze(-1)
-            log_s = _log_probabilities(ours, student_normaliser)
-            log_t = _log_probabilities(theirs, teacher_normaliser)
+        for log_s, log_t in zip(_blocks(student), _blocks(teacher), strict=True):
+            constant = log_s < LOG_FLOOR if self._floored else None  # below the floor a log-probability is a constant
+            if self._floored:
+                log_s.clamp_(min=LOG_FLOOR)
+                log_t.clamp_(min=LOG_FLOOR)
             p_t = log_t.exp()
             teacher_entropy -= (p_t * log_t).sum(-1)
-            log_ratio = log_t.sub_(log_s)  # in place: `theirs` holds log p_T - log p_S from here
-            student_entropy += _to_probabilities(log_s)  # `ours` holds p_S from here
-            summands, coefficient = _summands(ours, p_t, log_ratio, settings)
+            log_ratio = log_t.sub_(log_s)
+            student_entropy += _to_probabilities(log_s)
+            p_s, coefficient = log_s, log_t  # what these blocks of the matrices hold from here on
+            summands, unclipped = _summands(p_s, p_t, log_ratio, settings)
             if settings.entry_clip is not None:
                 over = summands > settings.entry_clip
                 clipped += over.sum(-1)
-                summands = summands.clamp_(max=settings.entry_clip)
-                coefficient = coefficient.masked_fill_(over, 0)
+                summands.clamp_(max=settings.entry_clip)
+                unclipped.masked_fill_(over, 0)
             divergence += summands.sum(-1)
-            theirs.copy_(coefficient)
-            if floored.any():
-                theirs.masked_fill_(floored, 0)
-            coefficients += theirs.sum(-1)
+            coefficient.copy_(unclipped if constant is None else unclipped.masked_fill_(constant, 0))
+            coefficients += coefficient.sum(-1)
         share = clipped / student.shape[-1]
         return FullComparison(student_entropy, teacher_entropy, divergence, coefficients, share)
 
@@ -153,9 +154,13 @@ def _blocks(matrix: Float[Tensor, "n V"]) -> Iterator[Float[Tensor, "n b"]]:
     return iter(matrix.split(_block_columns(matrix), dim=-1))
 
 
-def _log_probabilities(block: Float[Tensor, "n b"], normaliser: Float[Tensor, " n"]) -> Float[Tensor, "n b"]:
-    """Turn logits into floored log-probabilities, in place."""
-    return block.sub_(normaliser.unsqueeze(-1)).clamp_(min=LOG_FLOOR)
+def _log_softmax_in_place(matrix: Float[Tensor, "n V"]) -> None:
+    """Normalise every row, in one fused operation that reads all of a row before it writes any of it."""
+    if matrix.device.type == "cpu":
+        torch.log_softmax(matrix, dim=-1, out=matrix)
+        return
+    for rows in matrix.split(32):
+        rows.copy_(rows.log_softmax(-1))
 
 
 def _to_probabilities(log_probs: Float[Tensor, "n b"]) -> Float[Tensor, " n"]:
@@ -181,11 +186,6 @@ def _summands(
     mixture_to_teacher = log_ratio.neg_().add_(mixture_to_student)
     coefficient = mixture_to_student.mul_(p_s).mul_(settings.beta - 1)
     return torch.addcmul(coefficient, p_t, mixture_to_teacher, value=-settings.beta), coefficient
-
-
-def _finite(peaks: Tensor) -> Tensor:
-    """Return peaks that can be subtracted: a block of forbidden ids alone has none."""
-    return peaks.clamp(min=torch.finfo(peaks.dtype).min)
 
 
 def _argmax(logits: Float[Tensor, "n V"], peaks: Float[Tensor, "blocks n"]) -> Int[Tensor, " n"]:

@@ -64,8 +64,15 @@ class TritonTiles:
         """Return z at the ids of each row."""
         return logits.gather(-1, ids) * self._factor
 
-    def normalise(self, logits: Float[Tensor, "n V"], sharpness: float = 1.0) -> RowStatistics:
-        """Return log sum_v exp(sharpness * z_v) and the arg-max of each row."""
+    def normalise(self, logits: Float[Tensor, "n V"]) -> RowStatistics:
+        """Return log sum_v exp(z_v) and the arg-max of each row."""
+        return self._statistics(logits, 1.0)
+
+    def log_sum_exp(self, logits: Float[Tensor, "n V"], sharpness: float = 1.0) -> Float[Tensor, " n"]:
+        """Return log sum_v exp(sharpness * z_v) of each row."""
+        return self._statistics(logits, sharpness).log_normaliser
+
+    def _statistics(self, logits: Float[Tensor, "n V"], sharpness: float) -> RowStatistics:
         normaliser = _per_row(logits)
         argmax = torch.empty_like(normaliser, dtype=torch.int64)
         arguments = (logits, normaliser, argmax, logits.stride(0), logits.shape[1])
