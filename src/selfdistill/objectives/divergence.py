@@ -137,9 +137,10 @@ def _restrict(
 
 def largest_ids(log_probs: Float[Tensor, "... V"], count: int) -> Int[Tensor, "... K"]:
     """Return the ids of the ``count`` largest entries; ties go to the lower id, which plain top-k does not promise."""
-    values, ids = log_probs.topk(count, dim=-1)
-    tied = (log_probs >= values[..., -1:]).sum(-1) > count
-    if tied.any():
+    values, ids = log_probs.topk(min(count + 1, log_probs.shape[-1]), dim=-1)
+    tied = values[..., count - 1] == values[..., -1]
+    ids = ids[..., :count].contiguous()
+    if values.shape[-1] > count and tied.any():
         ids[tied] = log_probs[tied].sort(dim=-1, descending=True, stable=True).indices[..., :count]
     return ids
 
