@@ -18,8 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "triton", "trl", "liger-kernel", "accelerate", "numpy", "selfdistill")
 TUNING = ("OMP_", "MKL_", "KMP_", "MALLOC_", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE", "PYTORCH_", "TORCH")
 """Beginnings of the names of environment variables that change speed or memory."""
+PLACES = ("_DIR", "_PATH", "_HOME", "_ROOT")
+"""Ends of the names of those that only say where something lies."""
 OURS = ("src", "benchmarks")
 """Folders whose uncommitted changes make a figure irreproducible."""
+
+
+def _tunes(key: str) -> bool:
+    return key.startswith(TUNING) and not key.endswith(PLACES)
 
 
 def installed(package: str) -> str | None:
@@ -44,7 +50,7 @@ def machine(device: torch.device, threads: int) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": threads,
         "memory_gib": _memory_gib(),
-        "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith(TUNING)},
+        "environment": {key: value for key, value in sorted(os.environ.items()) if _tunes(key)},
         "preloaded": bool(os.environ.get("LD_PRELOAD")),  # another allocator, perhaps; its path is nobody's business
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }

@@ -83,7 +83,8 @@ class UpdateSettings(Settings):
     rollouts: int = setting(8, "per question")
     longest: int = setting(220, "tokens of the longest response; the median is a quarter")
     question: int = setting(64, "tokens of a question")
-    micro_batch: int = setting(8, "rows of a peer's micro-batch; ours takes as many positions")
+    micro_batch: int = setting(8, "rows of a peer's micro-batch")
+    positions: int = setting(0, "positions of our micro-batch; 0: as many as a peer's has, padding included")
     top_k: int = setting(100, "K of the top-k mode")
 
 
@@ -107,7 +108,9 @@ class UpdateBatch:
 
     @property
     def token_budget(self) -> int:
-        """Positions of a micro-batch: as many as a peer's padded micro-batch has."""
+        """Positions of our micro-batch."""
+        if self.settings.positions:
+            return self.settings.positions
         longest = max(len(one.prompt_ids) + len(one.response_ids) for one in self.rollouts)
         return self.settings.micro_batch * longest
 
