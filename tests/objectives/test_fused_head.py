@@ -264,6 +264,16 @@ def test_a_backward_pass_can_be_repeated():
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("wider", [torch.float32, torch.float64])
+def test_a_teacher_in_a_wider_dtype_is_not_rounded_to_the_students(wider):
+    hidden, weight = randn(0, 9, 5).bfloat16(), randn(1, 30, 5).bfloat16()
+    teacher = (hidden.double() + 1e-3 * randn(2, 9, 5)).to(wider)
+    ours = linear_token_divergence(hidden, teacher, weight).divergence
+    theirs = reference.linear_token_divergence(hidden, teacher, weight).divergence
+    assert ours.dtype == theirs.dtype == wider and theirs.min() > 0
+    torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-4)
+
+
 def test_autocast_does_not_round_the_logits():
     hidden, teacher, weight = (randn(seed, *shape).float() for seed, shape in enumerate([(9, 5), (9, 5), (30, 5)]))
     plain = linear_token_divergence(hidden, teacher, weight).divergence

@@ -7,7 +7,7 @@ products per token with a frozen head (two without a teacher), one more when the
 time is one tile, whatever N and V are. Same definitions as the readable path, ``linear_reference.py``.
 
 Nothing here uses autograd across tokens; :mod:`selfdistill.objectives.linear_divergence` and
-:mod:`selfdistill.objectives.scoring_paths` give the results to it.
+:mod:`selfdistill.objectives.heads` give the results to it.
 """
 
 from __future__ import annotations
@@ -78,9 +78,8 @@ class HeadInputs:
     @property
     def dtype(self) -> torch.dtype:
         """float64 if anything is float64, else float32."""
-        dtypes = {self.student_hidden.dtype, self.student.dtype}
-        if self.teacher is not None:
-            dtypes.add(self.teacher.dtype)
+        parts = (self.student_hidden, self.student, self.teacher_hidden, self.teacher)
+        dtypes = {part.dtype for part in parts if part is not None}
         return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
@@ -262,7 +261,7 @@ class _Logits:
             operations.project(chunk.student, chunk.student_hidden, student)
             return student, None
         if self._shared:
-            both = torch.cat([chunk.student_hidden, chunk.teacher_hidden.to(chunk.student_hidden.dtype)])
+            both = torch.cat([chunk.student_hidden, chunk.teacher_hidden])  # in the wider of their dtypes
             operations.project(chunk.student, both, self._matrix[: 2 * count])
         else:
             operations.project(chunk.student, chunk.student_hidden, student)

@@ -155,7 +155,7 @@ def _blocks(matrix: Float[Tensor, "n V"]) -> Iterator[Float[Tensor, "n b"]]:
 
 
 def _log_softmax_in_place(matrix: Float[Tensor, "n V"]) -> None:
-    """Normalise every row, in one fused operation that reads all of a row before it writes any of it."""
+    """Normalise every row in one fused operation, which reads an element for the last time when it writes it."""
     if matrix.device.type == "cpu":
         torch.log_softmax(matrix, dim=-1, out=matrix)
         return
