@@ -13,17 +13,23 @@ from torch import Tensor
 from benchmarks.head_inputs import HeadInputs, HeadOutcome, outcome
 from benchmarks.head_reference import PAINT_CLIP, PAINT_SHARE, PAINT_STRENGTH
 from selfdistill.models.head import Projection
-from selfdistill.objectives import linear_divergence, linear_reference
+from selfdistill.objectives import linear_reference, linear_token_divergence, linear_token_logprobs
 from selfdistill.objectives.heads import MicroBatch, fused_loss
 from selfdistill.objectives.parts import Distillation
 from selfdistill.objectives.policy_gradient import policy_gradient_loss
+from selfdistill.objectives.settings import DivergenceSettings
 
 
 def divergence(inputs: HeadInputs, *, trained: bool = False, readable: bool = False, **settings: Any) -> HeadOutcome:
     """Return the mean divergence of N tokens and its gradients, by the public function; it makes the whole record."""
     hidden, weight = _leaves(inputs, trained)
-    path = linear_reference if readable else linear_divergence
-    record = path.linear_token_divergence(hidden, inputs.teacher, weight, response_ids=inputs.ids, **settings)
+    if readable:
+        chosen = DivergenceSettings(**settings)
+        record = linear_reference.linear_token_divergence(
+            hidden, inputs.teacher, weight, chosen, response_ids=inputs.ids
+        )
+    else:
+        record = linear_token_divergence(hidden, inputs.teacher, weight, response_ids=inputs.ids, **settings)
     assert record.divergence is not None
     return outcome(record.divergence.mean(), hidden, weight if trained else None)
 
@@ -54,7 +60,7 @@ def paint(inputs: HeadInputs) -> HeadOutcome:
 def policy_gradient(inputs: HeadInputs) -> HeadOutcome:
     """Return the on-policy clipped policy gradient (GRPO) of N tokens, by the public function."""
     hidden, weight = _leaves(inputs, False)
-    record = linear_divergence.linear_token_logprobs(hidden, weight, inputs.ids)
+    record = linear_token_logprobs(hidden, weight, inputs.ids)
     assert record.student_logprob is not None
     logprob = record.student_logprob.detach()
     surrogate = policy_gradient_loss(record.student_logprob, logprob, inputs.advantages)

@@ -10,8 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfdistill.errors import SelfDistillError
 from selfdistill.models.head import MixedProjection, Projection
-from selfdistill.objectives import linear_reference as reference
-from selfdistill.objectives import linear_token_divergence, linear_token_logprobs, token_divergence
+from selfdistill.objectives import linear_reference, linear_token_divergence, linear_token_logprobs, token_divergence
 from selfdistill.objectives.head_pass import HeadInputs, head_pass, same_head, tile_rows
 from selfdistill.objectives.settings import DivergenceSettings
 
@@ -26,6 +25,13 @@ KINDS = [
 
 def randn(seed, *shape, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def readable(student, teacher, head, **chosen):
+    """The readable path, called as the fused one is."""
+    names = chosen.keys() & set(DivergenceSettings.__dataclass_fields__)
+    settings = {"divergence": "forward_kl"} | {name: chosen.pop(name) for name in names}
+    return linear_reference.linear_token_divergence(student, teacher, head, DivergenceSettings(**settings), **chosen)
 
 
 def bf16_case(divergence, tokens=48, width=64, vocabulary=3000):
@@ -157,7 +163,7 @@ def test_without_gradients_only_logits_are_made():
 def both(hidden, teacher, head, upstream, **chosen):
     """Value and gradients of one weighted loss, by the fused and by the readable path."""
     results = []
-    for function in (linear_token_divergence, reference.linear_token_divergence):
+    for function in (linear_token_divergence, readable):
         extra = (
             chosen if function is linear_token_divergence else {k: v for k, v in chosen.items() if k != "token_weights"}
         )
@@ -225,7 +231,7 @@ def test_forbidden_ids_give_no_nan_and_what_the_readable_path_gives(kind, forbid
     student_head = Projection(weight, none if forbidden == "teacher" else hole)
     teacher_head = Projection(weight, none if forbidden == "student" else hole)
     gradients = []
-    for function in (linear_token_divergence, reference.linear_token_divergence):
+    for function in (linear_token_divergence, readable):
         leaf = hidden.clone().requires_grad_()
         record = function(leaf, teacher, student_head, teacher_weight=teacher_head, rows_per_chunk=4, **kind)
         assert all(
@@ -247,7 +253,7 @@ def test_a_loss_that_the_weights_did_not_foresee_is_differentiated_all_the_same(
 @pytest.mark.parametrize("trained", [False, True])
 def test_divergence_and_log_probability_may_both_be_in_the_loss(trained):
     gradients = []
-    for function in (linear_token_divergence, reference.linear_token_divergence):
+    for function in (linear_token_divergence, readable):
         hidden, weight = randn(1, 9, 5).requires_grad_(), randn(0, 13, 5).requires_grad_(trained)
         record = function(hidden, randn(2, 9, 5), weight, response_ids=torch.arange(9), logprob_temperature=0.8)
         loss = (record.divergence * randn(3, 9)).sum() - (record.student_logprob * randn(4, 9)).sum()
@@ -269,7 +275,7 @@ def test_a_teacher_in_a_wider_dtype_is_not_rounded_to_the_students(wider):
     hidden, weight = randn(0, 9, 5).bfloat16(), randn(1, 30, 5).bfloat16()
     teacher = (hidden.double() + 1e-3 * randn(2, 9, 5)).to(wider)
     ours = linear_token_divergence(hidden, teacher, weight).divergence
-    theirs = reference.linear_token_divergence(hidden, teacher, weight).divergence
+    theirs = readable(hidden, teacher, weight).divergence
     assert ours.dtype == theirs.dtype == wider and theirs.min() > 0
     torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-4)
 

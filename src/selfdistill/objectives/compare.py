@@ -6,8 +6,8 @@ In: hidden states of concatenated responses. Out: a :class:`Comparison`. Source:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -51,25 +51,22 @@ def compare(
     Raises:
         SettingError: tensors or lengths that do not fit together.
     """
-    settings: dict[str, Any] = asdict(distillation.settings(temperature))
-    settings |= {"logprob_temperature": temperature, "rows_per_chunk": rows_per_chunk}
-    settings |= {"teacher_weight": teacher_projection}
-    record = linear_token_divergence(
-        student_hidden, teacher_hidden, student_projection, response_ids=response_ids, **settings
+    look = partial(
+        linear_token_divergence,
+        weight=student_projection,
+        settings=distillation.settings(temperature),
+        teacher_weight=teacher_projection,
+        logprob_temperature=temperature,
+        rows_per_chunk=rows_per_chunk,
     )
+    record = look(student_hidden, teacher_hidden, response_ids=response_ids)
     if not distillation.interpolates or record.teacher_entropy is None:
         return Comparison(record, torch.zeros_like(record.student_entropy, dtype=torch.bool))
     budget = distillation.interpolation_fraction
     selected = select_per_sequence(record.student_entropy, record.teacher_entropy, lengths, budget)
     rows = selected.nonzero().squeeze(-1)
-    softened = linear_token_divergence(
-        student_hidden[rows],
-        teacher_hidden[rows],
-        student_projection,
-        selected=selected[rows],
-        strength=distillation.interpolation_strength,
-        **settings,
-    )
+    strength = distillation.interpolation_strength
+    softened = look(student_hidden[rows], teacher_hidden[rows], selected=selected[rows], strength=strength)
     return Comparison(_replaced(record, softened, rows), selected)
 
 

@@ -10,7 +10,7 @@ head, if it is trained). Logits exist for one tile of rows at a time and are mad
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -212,7 +212,7 @@ class Look:
             inputs.student_hidden,
             inputs.teacher_hidden,
             inputs.student,
-            **asdict(inputs.settings),
+            inputs.settings,
             response_ids=inputs.ids,
             teacher_weight=inputs.teacher,
             selected=self.selected,

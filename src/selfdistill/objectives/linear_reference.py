@@ -22,7 +22,7 @@ from selfdistill.models.head import Head, Projection
 from selfdistill.objectives.divergence import compare_log_probabilities, entropy, log_probabilities, working_dtype
 from selfdistill.objectives.interpolation import check_share, interpolate_targets
 from selfdistill.objectives.record import TokenRecord
-from selfdistill.objectives.settings import DivergenceName, DivergenceSettings, SettingError, SupportName
+from selfdistill.objectives.settings import DivergenceSettings, SettingError
 
 CHUNK_ELEMENTS = 2**24
 """Logits per chunk by default: 64 MiB in float32."""
@@ -37,15 +37,8 @@ def linear_token_divergence(
     student_hidden: Float[Tensor, "N H"],
     teacher_hidden: Float[Tensor, "N H2"],
     weight: Float[Tensor, "V H"] | Head,
+    settings: DivergenceSettings,
     *,
-    divergence: DivergenceName = "forward_kl",
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    support: SupportName = "full",
-    top_k: int | None = None,
-    tail: bool = True,
-    entry_clip: float | None = None,
-    token_clip: float | None = None,
     response_ids: Int[Tensor, " N"] | None = None,
     teacher_weight: Float[Tensor, "V H2"] | Head | None = None,
     selected: Bool[Tensor, " N"] | None = None,
@@ -58,30 +51,20 @@ def linear_token_divergence(
     ``student_hidden`` may have any floating dtype and is where gradients flow; ``teacher_hidden`` is a constant.
     ``weight`` is the student's head, a [V, H] matrix or a :class:`Projection` (with bias, scale, soft cap);
     ``teacher_weight`` is the teacher's, None for the same. With ``response_ids`` the record has log-probabilities, at
-    ``logprob_temperature`` (None: ``temperature``). On ``selected`` tokens the target is interpolated by ``strength``,
+    ``logprob_temperature`` (None: T_d). On ``selected`` tokens the target is interpolated by ``strength``,
     k in [0, 1] (PAINT, METHODS 3.5); teacher entropy and log-probability are those before. With ``rows_per_chunk``
     None a chunk has at most 2^24 logits and a quarter of the rows. For the rest see :func:`token_divergence`.
 
     Raises:
         SettingError: settings that cannot be, or tensors whose sizes do not fit together.
     """
-    settings = DivergenceSettings(
-        divergence=divergence,
-        beta=beta,
-        temperature=temperature,
-        support=support,
-        top_k=top_k,
-        tail=tail,
-        entry_clip=entry_clip,
-        token_clip=token_clip,
-    )
     check_share("strength", strength)
     student_head = as_head(weight)
     teacher_head = student_head if teacher_weight is None else as_head(teacher_weight)
     settings.check_vocabulary(student_head.vocabulary)
     check_sizes(student_head, teacher_head, student_hidden, teacher_hidden, response_ids, selected)
     student_head, teacher_head = _cast_once(student_head, teacher_head, student_hidden, teacher_hidden)
-    at = temperature if logprob_temperature is None else logprob_temperature
+    at = settings.temperature if logprob_temperature is None else logprob_temperature
     compare_rows = partial(_compare_rows, student_head, teacher_head, settings, strength, at)
     rows = (student_hidden, teacher_hidden.detach(), response_ids, selected)
     return _in_chunks(compare_rows, rows, _rows(rows_per_chunk, student_hidden, student_head))
