@@ -62,7 +62,7 @@ def train_side_by_side(runs: Sequence[Run], steps: int = STEPS) -> Iterator[list
     """Yield one point per run and step. All runs learn from the rollouts of the first one's model."""
     for step in range(steps):
         clock = Clock(NullProgress())
-        groups = runs[0].trainer.sample(step, clock)
+        groups = runs[0].trainer.sample(step, clock).groups
         points = []
         for run in runs:
             metrics = run.trainer.update(run.trainer.plan(groups, step), run.state, clock)

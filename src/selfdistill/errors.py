@@ -29,6 +29,10 @@ class TrainingError(SelfDistillError):
     """A run had to stop; what was reached is on disk."""
 
 
+class RolloutError(SelfDistillError):
+    """Responses could not be drawn: an engine is not there, fails, or does not have the weights that it should have."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest valid name, or the list of valid names when none is close."""
     options = sorted(valid)

@@ -156,6 +156,26 @@ def test_saved_adapters_load_with_peft_and_merge_when_loaded_here(tiny: Path, tm
     assert set(trainable(merged.model)) == dict(load(tiny).model.named_parameters()).keys()
 
 
+def test_kept_adapters_stay_float32_beside_a_bf16_base_and_change_nothing(tiny: Path, tmp_path: Path) -> None:
+    policy = load(tiny, dtype="bfloat16", lora={"r": 2, "alpha": 6})
+    with torch.no_grad():
+        for weight in trainable(policy.model).values():
+            weight.add_(0.05)
+    save_pretrained(policy, tmp_path / "final", CARD)
+    kept = load_policy(ModelConfig(path=str(tmp_path / "final"), dtype="bfloat16", device="cpu"), 0, keep_adapters=True)
+    assert kept.has_adapters and not kept.model.training
+    assert kept.config.lora is not None and (kept.config.lora.r, kept.config.lora.alpha) == (2, 6)
+    assert kept.config.path == str(tiny)
+    assert torch.equal(logits(kept.model), logits(policy.model))
+    assert not torch.equal(logits(load(tmp_path / "final", dtype="bfloat16").model), logits(policy.model))
+
+
+def test_a_model_without_adapters_loads_the_same_whether_or_not_they_are_kept(tiny: Path) -> None:
+    kept = load_policy(ModelConfig(path=str(tiny), device="cpu"), 0, keep_adapters=True)
+    assert not kept.has_adapters
+    assert torch.equal(logits(kept.model), logits(load(tiny).model))
+
+
 def test_saving_again_replaces_the_folder_as_a_whole(tiny: Path, tmp_path: Path) -> None:
     policy = load(tiny)
     save_pretrained(policy, tmp_path / "final", CARD)

@@ -5,7 +5,7 @@ import pytest
 from selfdistill.errors import DataError
 from selfdistill.questions.question import Question
 from selfdistill.rollouts import Completion, Sampling, TransformersSampler
-from selfdistill.rollouts.collect import collect, collect_siblings, reference_rollouts, verify_groups
+from selfdistill.rollouts.collect import collect, collect_siblings, reference_rollouts, stream_siblings, verify_groups
 from selfdistill.verifiers.verdict import Verdict
 
 SAMPLING = Sampling(max_new_tokens=6)
@@ -22,9 +22,11 @@ class RecordingSampler:
         self.ids = ids
         self.seeds: list[int] = []
 
-    def sample(self, prompts, seeds, sampling, *, on_tokens=None):
+    def stream(self, prompts, seeds, sampling, *, logprobs=True, on_tokens=None):
         self.seeds += [seed for own in seeds for seed in own]
-        return [[Completion(self.ids, (-1.0,) * len(self.ids), "stop") for _ in own] for own in seeds]
+        for index, own in enumerate(seeds):
+            for sibling, _ in enumerate(own):
+                yield (index, sibling), Completion(self.ids, (-1.0,) * len(self.ids), "stop")
 
 
 class EvenVerifier:
@@ -79,6 +81,25 @@ def test_seeds_do_not_depend_on_which_process_draws_a_sibling(tiny_chat):
     for siblings in ([0, 1], [2, 3]):
         collect_siblings([(asked, siblings)], apart, tiny_chat, sampling=SAMPLING, seed=0, stream=("x",))
     assert together.seeds[4:] == apart.seeds
+
+
+def test_siblings_have_consecutive_seeds_also_when_only_some_are_wanted(tiny_chat):
+    whole, part = RecordingSampler(), RecordingSampler()
+    collect([question("a"), question("b")], whole, tiny_chat, group_size=4, sampling=SAMPLING, seed=0, stream=())
+    assert whole.seeds[:4] == list(range(whole.seeds[0], whole.seeds[0] + 4))
+    collect_siblings([(question("b"), [1, 3])], part, tiny_chat, sampling=SAMPLING, seed=0, stream=())
+    assert part.seeds == [whole.seeds[5], whole.seeds[7]]
+
+
+def test_rollouts_are_streamed_with_their_places_as_they_finish(tiny_chat):
+    class Backwards(RecordingSampler):
+        def stream(self, prompts, seeds, sampling, **options):
+            yield from reversed(list(super().stream(prompts, seeds, sampling, **options)))
+
+    wanted = [(question("a"), [2]), (question("b"), [0, 5])]
+    streamed = stream_siblings(wanted, Backwards(), tiny_chat, sampling=SAMPLING, seed=0, stream=())
+    found = [(place, rollout.question.id, rollout.sibling) for place, rollout in streamed]
+    assert found == [((1, 1), "b", 5), ((1, 0), "b", 0), ((0, 0), "a", 2)]
 
 
 def test_a_prompt_over_the_limit_names_question_length_and_remedy(tiny_chat):

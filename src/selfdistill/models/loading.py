@@ -87,7 +87,7 @@ class Policy:
         return self.config.lora is not None
 
 
-def load_policy(config: ModelConfig, seed: int) -> Policy:
+def load_policy(config: ModelConfig, seed: int, *, keep_adapters: bool = False) -> Policy:
     """Load model and tokenizer, and add fresh LoRA adapters if asked for.
 
     The same ``config`` and ``seed`` give bit-identical weights on every device: adapters are initialised on the CPU
@@ -95,7 +95,8 @@ def load_policy(config: ModelConfig, seed: int) -> Policy:
     the loaded one.
 
     A folder of LoRA adapters is merged into its base (in float32) first. The result, not the base, is what "initial
-    weights" then means.
+    weights" then means. With ``keep_adapters`` the adapters stay beside their base instead, as they were in training,
+    and the policy's ``config`` says so: for evaluation, where merging would round what was learned to bf16.
 
     Raises:
         ModelError: nothing to load there, not a causal language model, no chat template, missing weights, unknown LoRA
@@ -105,7 +106,10 @@ def load_policy(config: ModelConfig, seed: int) -> Policy:
 
     device = resolve_device(config.device)
     source = resolve_source(config.path)
-    model, tokenizer = _load_model(source, config), _load_tokenizer(source, config)
+    tokenizer = _load_tokenizer(source, config)
+    if keep_adapters and config.lora is None and _is_adapter_folder(Path(source)):
+        return _load_adapted(Path(source), config, tokenizer, device)
+    model = _load_model(source, config)
     chat = ChatFormat(tokenizer, _generation_eos(model))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -178,7 +182,7 @@ def resolve_source(path: str) -> str:
 def _load_model(source: str, config: ModelConfig) -> PreTrainedModel:
     """Return the causal language model at ``source`` on the CPU, adapters merged."""
     folder = Path(source)
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if _is_adapter_folder(folder):
         return _load_merged(folder, config)
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -204,14 +208,46 @@ def _load_model(source: str, config: ModelConfig) -> PreTrainedModel:
     return loaded
 
 
-def _load_merged(folder: Path, config: ModelConfig) -> PreTrainedModel:
-    """Return the base of the adapters in ``folder`` with them merged into it, summed in float32."""
-    from peft import PeftConfig, PeftModel
+def _is_adapter_folder(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _adapter_config(folder: Path, config: ModelConfig) -> Any:
+    """Return PEFT's configuration of the adapters in ``folder``, which names their base."""
+    from peft import PeftConfig
 
     with _loading_errors(str(folder), config):
-        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if not base:
+        adapters = PeftConfig.from_pretrained(str(folder))
+    if not adapters.base_model_name_or_path:
         raise ModelError(f"model.path: {folder}/adapter_config.json names no base model; add base_model_name_or_path")
+    return adapters
+
+
+def _load_adapted(
+    folder: Path, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> Policy:
+    """Return the adapters in ``folder`` beside their base, which has ``config``'s dtype; they stay float32."""
+    from peft import PeftModel
+
+    from selfdistill.rollouts.chat import ChatFormat
+
+    known = _adapter_config(folder, config)
+    targets = known.target_modules
+    targets = (targets,) if isinstance(targets, str) else tuple(sorted(targets))
+    lora = LoraConfig(r=known.r, alpha=known.lora_alpha, targets=targets)
+    config = config.model_copy(update={"path": known.base_model_name_or_path, "lora": lora})
+    model = _load_model(resolve_source(config.path), config)
+    chat = ChatFormat(tokenizer, _generation_eos(model))
+    with _loading_errors(str(folder), config):
+        adapted: Any = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=True)
+    return Policy(adapted.to(device).eval(), tokenizer, chat, config, device)
+
+
+def _load_merged(folder: Path, config: ModelConfig) -> PreTrainedModel:
+    """Return the base of the adapters in ``folder`` with them merged into it, summed in float32."""
+    from peft import PeftModel
+
+    base = _adapter_config(folder, config).base_model_name_or_path
     model = _load_model(resolve_source(base), config.model_copy(update={"dtype": "float32", "path": base}))
     with _loading_errors(str(folder), config):
         adapted: Any = PeftModel.from_pretrained(model, str(folder))

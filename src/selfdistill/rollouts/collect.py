@@ -15,7 +15,7 @@ from selfdistill.questions.question import Question
 from selfdistill.randomness import derive
 from selfdistill.rollouts.chat import ChatFormat
 from selfdistill.rollouts.rollout import Rollout
-from selfdistill.rollouts.sampler import Completion, Sampler, Sampling
+from selfdistill.rollouts.sampler import Completion, Place, Sampler, Sampling
 from selfdistill.verifiers.verdict import Group, Verifier
 
 
@@ -74,27 +74,60 @@ def collect_siblings(
     max_prompt_tokens: int | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> list[tuple[Rollout, ...]]:
-    """Like :func:`collect`, for chosen siblings of each question: what an interrupted evaluation still lacks."""
+    """Like :func:`collect`, for chosen siblings of each question."""
+    done = dict(
+        stream_siblings(
+            wanted,
+            sampler,
+            chat,
+            sampling=sampling,
+            seed=seed,
+            stream=stream,
+            thinking=thinking,
+            max_prompt_tokens=max_prompt_tokens,
+            on_tokens=on_tokens,
+        )
+    )
+    return [tuple(done[index, place] for place in range(len(siblings))) for index, (_, siblings) in enumerate(wanted)]
+
+
+def stream_siblings(
+    wanted: Sequence[tuple[Question, Sequence[int]]],
+    sampler: Sampler,
+    chat: ChatFormat,
+    *,
+    sampling: Sampling,
+    seed: int,
+    stream: Sequence[object],
+    thinking: bool | None = None,
+    max_prompt_tokens: int | None = None,
+    logprobs: bool = True,
+    on_tokens: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Place, Rollout]]:
+    """Yield rollouts as they finish, each with the indices of its question and of its sibling in ``wanted``.
+
+    Raises:
+        DataError: a prompt is longer than ``max_prompt_tokens``; before anything is sampled.
+    """
     questions = [question for question, _ in wanted]
     prompts = [_render(question, chat, thinking, max_prompt_tokens) for question in questions]
     seeds = [
         [sibling_seed(seed, stream, question, sibling, occurrence) for sibling in siblings]
         for (question, siblings), occurrence in zip(wanted, _occurrences(questions), strict=True)
     ]
-    completions = sampler.sample(prompts, seeds, sampling, on_tokens=on_tokens)
-    return [
-        tuple(
-            _rollout(question, sibling, prompt, completion, chat)
-            for sibling, completion in zip(siblings, own, strict=True)
-        )
-        for (question, siblings), prompt, own in zip(wanted, prompts, completions, strict=True)
-    ]
+    for place, completion in sampler.stream(prompts, seeds, sampling, logprobs=logprobs, on_tokens=on_tokens):
+        question, siblings = wanted[place[0]]
+        yield place, _rollout(question, siblings[place[1]], prompts[place[0]], completion, chat)
 
 
 def sibling_seed(seed: int, stream: Sequence[object], question: Question, sibling: int, occurrence: int = 0) -> int:
-    """Return the seed of one completion; ``occurrence`` counts earlier copies of the question in the same round."""
+    """Return the seed of one completion; ``occurrence`` counts earlier copies of the question in the same round.
+
+    Siblings have consecutive seeds: an engine that draws n responses to one request from the seeds s, s+1 ... s+n-1
+    (vLLM does) draws the same ones whether it is asked for all siblings or for those that are still missing.
+    """
     repeat = () if occurrence == 0 else (occurrence,)
-    return derive(seed, *stream, question.id, sibling, *repeat)
+    return (derive(seed, *stream, question.id, *repeat) >> 1) + sibling
 
 
 def reference_rollouts(

@@ -19,15 +19,15 @@ from selfdistill.rollouts.generate import generate
 from selfdistill.rollouts.grouped_attention import grouped_attention
 from selfdistill.rollouts.requests import Limits, Request, Terms
 from selfdistill.rollouts.row_cache import attention_windows
-from selfdistill.rollouts.sampler import Completion, Sampling
+from selfdistill.rollouts.sampler import Completion, Engine, Place, Sampling
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 
-class TransformersSampler:
-    """A :class:`~selfdistill.rollouts.sampler.Sampler` over a transformers (or peft) model, where the model is.
+class TransformersSampler(Engine):
+    """An :class:`~selfdistill.rollouts.sampler.Engine` over a transformers (or peft) model, where the model is.
 
     Args:
         model: a decoder-only model. It is put into evaluation mode while it samples and given back as it was; the
@@ -51,15 +51,16 @@ class TransformersSampler:
         self._chat = chat
         self._limits = Limits(max_rows, batch_tokens)
 
-    def sample(
+    def stream(
         self,
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[Sequence[int]],
         sampling: Sampling,
         *,
+        logprobs: bool = True,
         on_tokens: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
-        """Return one completion per seed; see :meth:`selfdistill.rollouts.sampler.Sampler.sample`.
+    ) -> Iterator[tuple[Place, Completion]]:
+        """Yield one completion per seed; see :meth:`selfdistill.rollouts.sampler.Sampler.stream`.
 
         Raises:
             DataError: an empty prompt.
@@ -73,10 +74,16 @@ class TransformersSampler:
             for sibling, seed in enumerate(own_seeds)
         ]
         requests.sort(key=lambda request: len(request.prompt))
-        terms = Terms(sampling, self._chat.end_of_turn_ids, self._chat.pad_id, on_tokens)
+        ends = (*self._chat.end_of_turn_ids, *sampling.stop_token_ids)
+        terms = Terms(sampling, ends, self._chat.pad_id, on_tokens)
         with _evaluating(self._model):
-            done = dict(self._decode(requests, terms))
-        return [[done[index, sibling] for sibling in range(len(own))] for index, own in enumerate(seeds)]
+            yield from self._decode(requests, terms)
+
+    def sync(self, version: str) -> None:
+        """Do nothing: the model is the policy itself."""
+
+    def close(self) -> None:
+        """Do nothing: the model is the policy's."""
 
     def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
         longest = max(map(len, prompts), default=0)
