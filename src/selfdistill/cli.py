@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, demo, methods, doctor."""
+"""The command line: train, evaluate, serve, compare, demo, methods, doctor."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"selfdistill {__version__}")
     sub = top.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_train, _evaluate, _compare, _demo, _methods, _doctor):
+    for add in (_train, _evaluate, _serve, _compare, _demo, _methods, _doctor):
         add(sub)
     return top
 
@@ -87,6 +87,22 @@ def _evaluate(sub: Commands[argparse.ArgumentParser]) -> None:
         "--rescore", metavar="GENERATIONS", help="verify the generations in this file again instead of sampling"
     )
     command.set_defaults(run=commands.evaluate, words="overrides")
+
+
+def _serve(sub: Commands[argparse.ArgumentParser]) -> None:
+    command = sub.add_parser(
+        "serve",
+        help="the vLLM servers that a recipe's rollouts want",
+        description="Print the commands that start vLLM so that it can serve a recipe, or run them.",
+    )
+    command.add_argument("recipe", help="YAML file")
+    command.add_argument("overrides", nargs="*", metavar="key=value")
+    # `run` is the command's function.
+    command.add_argument(
+        "--run", dest="start", action="store_true", help="start the servers of this machine, until Ctrl-C ends them"
+    )
+    command.add_argument("--python", metavar="PATH", help="the Python that has vLLM (default: look for it)")
+    command.set_defaults(run=commands.serve, words="overrides")
 
 
 def _compare(sub: Commands[argparse.ArgumentParser]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from selfdistill.errors import RecipeError
+from selfdistill.errors import RecipeError, RolloutError
 
 DEMO = ("paint", "sc_sdpo")
 """The embedded recipes of ``selfdistill demo``."""
@@ -58,6 +58,30 @@ def evaluate(arguments: argparse.Namespace) -> int:
     print(result)
     print(f"result: {folder / 'result.json'}")
     return 0
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """``selfdistill serve RECIPE [key=value ...] [--run] [--python PATH]``."""
+    from selfdistill.rollouts.serve import as_script, serve_commands, served_model
+    from selfdistill.rollouts.serve_processes import run_servers
+    from selfdistill.rollouts.vllm_install import REMEDY, find_vllm
+    from selfdistill.training.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    install = find_vllm(arguments.python)
+    if install is None and (arguments.start or arguments.python):  # before a model is loaded and written
+        where = f" for {arguments.python}" if arguments.python else ""
+        raise RolloutError(f"vLLM is not installed{where}; {REMEDY}")
+    seed = recipe.train.seed
+    source = served_model(recipe.model, seed, recipe.folder / "served")
+    commands = serve_commands(recipe.model, recipe.rollouts, recipe.needs(), source=source, seed=seed, install=install)
+    remarks = []
+    if recipe.rollouts.engine != "vllm_server":
+        remarks.append(f"The recipe samples with {recipe.rollouts.engine}: train it with rollouts.engine=vllm_server.")
+    if install is None:
+        remarks.append(f"vLLM was not found; {REMEDY}.")
+    print(as_script(commands, remarks), flush=True)
+    return run_servers(commands) if arguments.start else 0
 
 
 def compare(arguments: argparse.Namespace) -> int:

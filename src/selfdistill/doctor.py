@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
+from packaging.specifiers import SpecifierSet
+
 Status = Literal["ok", "warning", "failure"]
 
 REQUIRED = {
@@ -26,8 +28,12 @@ REQUIRED = {
     "peft": ">=0.19",
     "datasets": ">=4.0",
     "math-verify": ">=0.9",
+    "aiohttp": ">=3.12",
 }
 """The libraries that a run stands on, with the versions that pyproject.toml asks for (a test compares them)."""
+
+VLLM = ">=0.32"
+"""The vLLM that has the interface for giving weights to a running engine."""
 
 GIB = 2**30
 
@@ -61,6 +67,7 @@ def diagnose(folder: Path | None = None) -> list[Check]:
         ("maths verifier", _maths_verifier),
         ("embedded model", _embedded_model),
         ("smollm2", _smollm2),
+        ("vLLM", _vllm),
         ("disk", lambda: _disk(place)),
     ]
     checks: list[Check] = []
@@ -126,8 +133,6 @@ def _python() -> Iterator[Check]:
 
 
 def _libraries() -> Iterator[Check]:
-    from packaging.specifiers import SpecifierSet
-
     for name, wanted in REQUIRED.items():
         version = _version(name)
         if version is None:
@@ -229,6 +234,20 @@ def _smollm2() -> Iterator[Check]:
         yield Check("smollm2", "ok", f"{PACKAGE} is installed; the first use writes 0.5 GB to {folder}")
     else:
         yield Check("smollm2", "ok", "not installed (optional: a small real language model)", INSTALL)
+
+
+def _vllm() -> Iterator[Check]:
+    from selfdistill.rollouts.vllm_install import REMEDY, find_vllm
+
+    install = find_vllm()
+    if install is None:
+        yield Check("vLLM", "ok", "not installed (optional: rollouts.engine vllm or vllm_server)", REMEDY)
+    elif not SpecifierSet(VLLM).contains(install.version, prereleases=True):
+        remedy = f"install vLLM {VLLM}: older ones lack the endpoints that take weights"
+        yield Check("vLLM", "warning", f"{install.distribution} {install.version}, outside of {VLLM}", remedy)
+    else:
+        kind = ", for CPUs" if install.cpu else ""
+        yield Check("vLLM", "ok", f"{install.version}{kind}, run by {install.python}")
 
 
 def _disk(folder: Path) -> Iterator[Check]:
