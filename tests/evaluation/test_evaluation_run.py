@@ -29,18 +29,19 @@ def questions(count: int = 3) -> list[Question]:
 
 
 class DigitSampler:
-    """Answers with a digit that depends on the seed only; keeps its seeds; is interrupted after ``budget`` calls."""
+    """Answers with a digit that depends on the seed only; keeps its seeds; is interrupted after ``budget`` of them."""
 
     def __init__(self, chat, budget: int | None = None, modulus: int = 10) -> None:
-        self.chat, self.calls, self.budget, self.modulus = chat, 0, budget, modulus
+        self.chat, self.budget, self.modulus = chat, budget, modulus
         self.seeds: list[int] = []
 
-    def sample(self, prompts, seeds, sampling, *, on_tokens=None):
-        if self.budget is not None and self.calls >= self.budget:
-            raise KeyboardInterrupt
-        self.calls += 1
-        self.seeds += [seed for own in seeds for seed in own]
-        return [[self.complete(seed) for seed in own] for own in seeds]
+    def stream(self, prompts, seeds, sampling, *, logprobs=True, on_tokens=None):
+        for index, own in enumerate(seeds):
+            for sibling, seed in enumerate(own):
+                if self.budget is not None and len(self.seeds) >= self.budget:
+                    raise KeyboardInterrupt
+                self.seeds.append(seed)
+                yield (index, sibling), self.complete(seed)
 
     def complete(self, seed: int) -> Completion:
         ids = self.chat.encode(str(seed % self.modulus))
@@ -114,11 +115,11 @@ def test_two_models_answer_under_the_same_random_numbers_and_samples_have_their_
 
 
 def test_an_interrupted_evaluation_continues_and_ends_the_same(tiny_chat, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "_ROWS_PER_WRITE", 4)
+    monkeypatch.setattr(run_module, "_VERIFIED_TOGETHER", 4)
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     reference = run(tiny_chat, path=whole)
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_chat, path=cut, sampler=DigitSampler(tiny_chat, budget=2))
+        run(tiny_chat, path=cut, sampler=DigitSampler(tiny_chat, budget=10))
     assert len(read_generations(cut)) == 8
     cut.write_bytes(cut.read_bytes()[:-20])
     rest = DigitSampler(tiny_chat)
@@ -160,9 +161,9 @@ def test_a_file_of_another_evaluation_is_not_continued(tiny_chat, tmp_path, chan
 
 def test_rescoring_changes_the_result_without_sampling(tiny_chat, tmp_path):
     path = tmp_path / "generations.jsonl"
-    before = run(tiny_chat, path=path)
+    before = run(tiny_chat, path=path, asked=questions(10))
     strict = SmallDigits(limit=1)
-    after = summarise(rescore(path, questions(), strict), equivalent=strict.equivalent)
+    after = summarise(rescore(path, questions(10), strict), equivalent=strict.equivalent)
     assert after.avg.mean < before.avg.mean
     assert [own.answers for own in after.outcomes.values()] == [own.answers for own in before.outcomes.values()]
 

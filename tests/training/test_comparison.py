@@ -15,6 +15,7 @@ from selfdistill.errors import RecipeError, TrainingError
 from selfdistill.training import comparison, jobs
 from selfdistill.training.comparison import as_json, table
 from selfdistill.training.progress import NullProgress
+from selfdistill.training.recipe import load_recipe
 
 REDUCED = (
     "data.train_limit=8",
@@ -221,3 +222,18 @@ def test_cores_are_shared_out_unless_the_user_has_decided(monkeypatch) -> None:
     assert [jobs._environment(count)["OMP_NUM_THREADS"] for count in (1, 3, 16)] == ["8", "2", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert jobs._environment(3)["OMP_NUM_THREADS"] == "5"
+
+
+def job(label: str, *overrides: str) -> jobs.Job:
+    return jobs.Job(label, Path(label), RECIPES[1], overrides, load_recipe(RECIPES[1], overrides), steps=2)
+
+
+def test_runs_that_share_a_server_take_turns() -> None:
+    served = ("rollouts.engine=vllm_server", "rollouts.server.urls=[http://a:1, http://b:2]")
+    other = ("rollouts.engine=vllm_server", "rollouts.server.urls=http://c:3")
+    first, second, third, free = job("1", *served), job("2", *served[:1], other[1]), job("3", *served), job("4")
+    assert jobs.next_job([third, free], [first]) is free
+    assert jobs.next_job([third, second], [first]) is second
+    assert jobs.next_job([third], [first]) is None
+    assert jobs.next_job([third], []) is third
+    assert jobs.next_job([job("5", "rollouts.engine=vllm")], [job("6", "rollouts.engine=vllm")]) is None

@@ -33,9 +33,12 @@ class SeedsOnly:
     def __init__(self, sampler: Any) -> None:
         self.sampler, self.seeds = sampler, []
 
-    def sample(self, prompts, seeds, sampling, *, on_tokens=None):
+    def stream(self, prompts, seeds, sampling, *, logprobs=True, on_tokens=None):
         self.seeds += [seed for own in seeds for seed in own]
-        return self.sampler.sample(prompts, seeds, sampling, on_tokens=on_tokens)
+        return self.sampler.stream(prompts, seeds, sampling, on_tokens=on_tokens)
+
+    def sync(self, version):
+        return None
 
 
 def rollouts_of(run: Run, steps: int = 1) -> list[tuple[str, tuple[int, ...]]]:
@@ -63,8 +66,8 @@ def test_the_order_depends_on_the_seed_and_on_nothing_that_was_drawn(started) ->
     trainer = started("paint", *MORE_QUESTIONS).trainer
     before = [[question.id for question in trainer.batch(step)] for step in range(5)]
     torch.rand(100)
-    rollouts = trainer.sample(3, _clock())
-    assert [group.question.id for group in rollouts] == before[3]
+    batch = trainer.sample(3, _clock())
+    assert [group.question.id for group in batch.groups] == before[3]
     assert [[question.id for question in trainer.batch(step)] for step in reversed(range(5))] == before[::-1]
     other = replace(trainer, recipe=_with_seed(trainer.recipe, 1))
     assert [[question.id for question in other.batch(step)] for step in range(5)] != before

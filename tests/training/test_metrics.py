@@ -14,7 +14,7 @@ from selfdistill.objectives.losses import TokenLosses
 from selfdistill.objectives.record import TokenRecord
 from selfdistill.questions.question import Question
 from selfdistill.rollouts.rollout import FinishReason, Rollout
-from selfdistill.training.metrics import Metrics, TokenMeans, batch_metrics, finite
+from selfdistill.training.metrics import Drawn, Metrics, TokenMeans, batch_metrics, finite
 from selfdistill.training.plan import make_plan
 from selfdistill.verifiers.verdict import Group, Verdict
 
@@ -122,6 +122,7 @@ def test_the_losses_of_a_micro_batch_are_summarised() -> None:
     selected = torch.tensor([True, False, False])
     means = TokenMeans()
     means.add_losses(TokenLosses(record.divergence, record, selected=selected), torch.tensor([-1.5, -2.0, -2.0]))
+    means.add_losses(TokenLosses(record.divergence, record, selected=selected), None)
     logged = means.means()
     assert logged == pytest.approx(
         {
@@ -129,11 +130,27 @@ def test_the_losses_of_a_micro_batch_are_summarised() -> None:
             "student_entropy": 7 / 3,
             "teacher_entropy": 2.0,
             "clip_fraction": 0.5,
-            "sampler_mismatch": 0.5,
             "selected_share": 1 / 3,
             "selected_ratio": 2.0,
         }
     )
+
+
+@pytest.mark.parametrize("drawn", ["now", "before", "within_batch"])
+def test_the_difference_to_what_drew_the_tokens_is_measured_only_where_it_means_something(drawn: Drawn) -> None:
+    means = TokenMeans()
+    for own, theirs in (([-1.0, -2.0], [-1.5, -2.0]), ([-3.0], [-2.0])):
+        logprobs = torch.tensor(own, requires_grad=True)
+        record = TokenRecord(student_entropy=torch.zeros(len(own)), student_logprob=logprobs)
+        means.add_difference(TokenLosses(-logprobs, record), torch.tensor(theirs), drawn)
+        means.add_difference(TokenLosses(-logprobs, record), None, drawn)
+    kl = sum(math.exp(moved) - 1 - moved for moved in (0.5, 0.0, -1.0)) / 3
+    expected = {
+        "now": {"sampler_mismatch": 0.5, "sampler_mismatch_max": 1.0, "sampler_kl": kl},
+        "before": {"policy_moved": 0.5},
+        "within_batch": {},
+    }
+    assert means.means() == pytest.approx(expected[drawn])
 
 
 def test_what_json_cannot_hold_becomes_null() -> None:

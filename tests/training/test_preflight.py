@@ -109,3 +109,11 @@ def test_a_thinking_setting_that_the_template_cannot_follow_is_mentioned(tiny_ch
         "rollouts.thinking is false, but the model's chat template has no thinking switch: it changes nothing"
     ]
     assert ignored_settings(policy, parse_recipe({"method": "paint"})) == []
+
+
+def test_a_thinking_budget_that_never_acts_is_mentioned(tiny_chat, tiny_model) -> None:
+    policy = Policy(tiny_model, tiny_chat.tokenizer, tiny_chat, ModelConfig(), torch.device("cpu"))
+    for budget, notes in ((99, 0), (100, 1), (200, 1)):
+        sampling = {"max_new_tokens": 100, "thinking_budget": budget}
+        recipe = parse_recipe({"method": "paint", "evaluation": {"sampling": sampling}})
+        assert len(ignored_settings(policy, recipe)) == notes

@@ -50,6 +50,7 @@ def test_every_display_offers_the_same_calls() -> None:
         shown: Progress = progress
         with shown.phase("sampling", 10):
             shown.advance(3)
+            shown.responses(1, 4, 3)
         shown.step_line({"step": 1, "loss": 0.5}, total=2)
         shown.message("done")
 
@@ -103,6 +104,33 @@ def test_work_that_was_done_before_is_not_taken_for_speed() -> None:
             clock.now += 10.0
             progress.advance(20)
     assert stream.getvalue().splitlines() == ["  runs: 560 of 1,000 steps, 2 steps/s, 3 min 40 s left"]
+
+
+def test_the_time_left_of_an_evaluation_follows_from_the_responses_that_have_finished() -> None:
+    progress, stream, clock = plain(every=30)
+    with progress.phase("evaluating", 4_000_000):
+        progress.responses(0, 100, 0)
+        for _ in range(10):
+            clock.now += 10.0
+            progress.advance(1000)
+            if clock.now == 150.0:
+                progress.responses(20, 100, 3000)
+    assert stream.getvalue().splitlines() == [
+        "  evaluating: 0 of 100 responses, 100 tokens/s, at most 11 h 06 min left",
+        "  evaluating: 20 of 100 responses, 100 tokens/s, 2 min 00 s left",
+        "  evaluating: 20 of 100 responses, 100 tokens/s, 2 min 00 s left",
+    ]
+
+
+def test_responses_that_were_there_before_help_to_foresee_the_others() -> None:
+    clock = Time()
+    progress = LiveProgress(Terminal(), clock=clock)
+    with progress.phase("evaluating", 1_000_000):
+        progress.responses(50, 100, 5000)
+        clock.now += 10.0
+        progress.advance(500)
+        assert "50 of 100 responses, 50 tokens/s, 1 min 40 s left" in picture(progress)
+    progress.responses(1, 1, 1)  # outside of a phase: harmless
 
 
 def test_counting_outside_of_a_phase_is_harmless() -> None:

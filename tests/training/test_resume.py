@@ -23,7 +23,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "sc_sdpo": ("sc_sdpo", "method.teacher.rate=0.5", "train.questions_per_step=3", "method.source.group_size=6"),
     "lora_paint": ("paint", "model.lora={r: 4, alpha: 8, dropout: 0.1}"),
     "lora_sdpo": ("sdpo", "method.source.group_size=4", "model.lora={r: 4, alpha: 8}", "method.teacher.rate=0.5"),
-    "paced": ("paced", "method.weighting.rollouts=4"),
+    "paced": ("paced", "method.weighting.rollouts=4", "train.seed=1"),
     "grpo": ("grpo", "train.schedule=cosine", "train.weight_decay=0.1", "train.updates_per_batch=2"),
     "trust_region": ("sdpo", "method.source.group_size=4", "method.teacher={kind: trust_region, rate: 0.3}"),
     "bf16": (

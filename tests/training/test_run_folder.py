@@ -87,7 +87,12 @@ def test_as_many_rollouts_are_kept_as_the_recipe_says(make_recipe, read_lines, k
 
 def test_a_question_that_comes_twice_keeps_what_its_own_teacher_saw(make_recipe, read_lines) -> None:
     recipe = make_recipe(
-        "paint", "train.questions_per_step=4", "data.train_limit=1", "train.steps=1", "output.save_rollouts=all"
+        "paint",
+        "train.questions_per_step=4",
+        "data.train_limit=1",
+        "train.steps=1",
+        "output.save_rollouts=all",
+        "train.seed=1",
     )
     train(recipe)
     rows = read_lines(RunFolder(recipe.folder).rollouts)

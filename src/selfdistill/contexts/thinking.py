@@ -27,3 +27,10 @@ def remove_thinking(text: str) -> str:
     if not inside:
         kept.append(text[position:])
     return "".join(kept).strip()
+
+
+def ends_inside_thinking(text: str, inside: bool = False) -> bool:
+    """Whether ``text`` ends within a thinking block; ``inside`` says whether one was open before it."""
+    for tag in _TAG.finditer(text):
+        inside = not tag["close"]
+    return inside

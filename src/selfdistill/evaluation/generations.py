@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdistill.errors import DataError
+from selfdistill.lines import drop_torn_line
 from selfdistill.questions.question import Message, Question
 from selfdistill.rollouts.rollout import FinishReason, Rollout
 from selfdistill.verifiers.verdict import Verdict, Verifier
@@ -72,9 +73,12 @@ def read_generations(path: Path) -> list[Generation]:
 
 
 def append_generations(path: Path, generations: Iterable[Generation]) -> None:
-    """Append lines to the file, which is made if need be, after dropping a half-written last line."""
+    """Append lines to the file, which is made if need be, after dropping a half-written last line.
+
+    However long the file is, only its end is read.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _drop_unfinished_line(path)
+    drop_torn_line(path)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(_line(one) for one in generations)
 
@@ -127,13 +131,3 @@ def _complete_lines(path: Path) -> Iterator[bytes]:
     # Split at newlines only: str.splitlines would also split at characters that a response may contain.
     *lines, _unfinished = content.split(b"\n")
     return iter(lines)
-
-
-def _drop_unfinished_line(path: Path) -> None:
-    """Cut the file after its last newline."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    finished = content.rfind(b"\n") + 1
-    if finished < len(content):
-        os.truncate(path, finished)

@@ -1,4 +1,4 @@
-"""The evaluation run: sample k responses per question, verify, write each to disk, summarise.
+"""The evaluation run: sample k responses per question, verify and write each soon after it finishes, summarise.
 
 Seeds come from (seed, "evaluation", question, sibling) only: two models, or two checkpoints, answer under the same
 random numbers, which makes the difference between them easier to see.
@@ -6,7 +6,9 @@ random numbers, which makes the difference between them easier to see.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,20 @@ from selfdistill.evaluation.generations import Generation, append_generations, g
 from selfdistill.evaluation.result import EvaluationResult, summarise
 from selfdistill.questions.question import Question
 from selfdistill.rollouts.chat import ChatFormat
-from selfdistill.rollouts.collect import collect_siblings, verify_groups
-from selfdistill.rollouts.sampler import Sampler, Sampling
+from selfdistill.rollouts.collect import stream_siblings, verify_groups
+from selfdistill.rollouts.rollout import Rollout
+from selfdistill.rollouts.sampler import Place, Sampler, Sampling
+from selfdistill.rollouts.thinking import ThinkingBudget
 from selfdistill.validation import PART
 from selfdistill.verifiers.verdict import Verifier
 
-_ROWS_PER_WRITE = 1024
-"""Responses between two writes of the generations file: what an interruption can cost."""
+_VERIFIED_TOGETHER = 32
+"""Finished responses that are verified and written together; a kill costs fewer than that."""
+_VERIFIED_AFTER = 5.0
+"""Seconds that a finished response waits for others at most, as long as tokens are drawn."""
 
-_Wanted = list[tuple[Question, list[int]]]
+_Key = tuple[str, int]
+"""Question and sibling."""
 
 
 def _default_sampling() -> Sampling:
@@ -60,6 +67,7 @@ def evaluate(
     generations_path: Path | None = None,
     label: str = "",
     on_tokens: Callable[[int], None] | None = None,
+    on_responses: Callable[[int, int, int], None] | None = None,
 ) -> EvaluationResult:
     """Evaluate a model on questions with unique ids.
 
@@ -73,33 +81,43 @@ def evaluate(
         generations_path: JSONL file to write and, if it exists, to continue: what is in it is not sampled again.
         label: names what is evaluated (a model, a checkpoint); a file with another label is not continued.
         on_tokens: called with the number of tokens that have just been drawn.
+        on_responses: called at the beginning and whenever responses have been verified, with how many are done, how
+            many there are to be, and how many tokens those that are done have; what was in the file counts.
 
     Raises:
         DataError: no questions, duplicate ids, or a generations file of another evaluation.
+        RolloutError: the engine failed. What had finished is in the file, as after any other error.
     """
     asked = _checked(questions[: config.questions])
     settings = _settings(config, label)
     done = {} if generations_path is None else _continued(generations_path, asked, config.samples, seed, settings)
     lacking = [(question, [s for s in range(config.samples) if (question.id, s) not in done]) for question in asked]
-    for part in _parts([(question, siblings) for question, siblings in lacking if siblings]):
-        rollouts = collect_siblings(
-            part,
-            sampler,
-            chat,
-            sampling=config.sampling,
-            seed=seed,
-            stream=("evaluation",),
-            thinking=config.thinking,
-            on_tokens=on_tokens,
-        )
-        fresh = [
-            generation(rollout, verdict, seed=seed, settings=settings)
-            for group in verify_groups(rollouts, verifier)
-            for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True)
-        ]
-        if generations_path is not None:
-            append_generations(generations_path, fresh)
-        done.update((one.key, one) for one in fresh)
+    wanted = [(question, siblings) for question, siblings in lacking if siblings]
+    desk = _Desk(
+        verifier,
+        generations_path,
+        seed=seed,
+        settings=settings,
+        done=done,
+        total=len(asked) * config.samples,
+        on_responses=on_responses,
+    )
+
+    def count(tokens: int) -> None:
+        desk.check_in_time()
+        if on_tokens is not None:
+            on_tokens(tokens)
+
+    if wanted:
+        # Closed at once when verifying fails: an engine must not go on drawing for nobody.
+        with closing(_responses(wanted, sampler, chat, config, seed, count)) as responses:
+            try:
+                for _, rollout in responses:
+                    desk.take(rollout)
+            except Exception:  # an engine's fault, or a stop: what has finished is kept
+                desk.check()
+                raise
+        desk.check()
     return summarise(
         [done[question.id, sibling] for question in asked for sibling in range(config.samples)],
         equivalent=verifier.equivalent,
@@ -108,15 +126,96 @@ def evaluate(
     )
 
 
+def _responses(
+    wanted: Sequence[tuple[Question, Sequence[int]]],
+    sampler: Sampler,
+    chat: ChatFormat,
+    config: EvaluationConfig,
+    seed: int,
+    on_tokens: Callable[[int], None],
+) -> Generator[tuple[Place, Rollout], None, None]:
+    """Yield the wanted siblings' responses as they finish."""
+    limited = sampler if config.sampling.thinking_budget is None else ThinkingBudget(sampler, chat)
+    yield from stream_siblings(
+        wanted,
+        limited,
+        chat,
+        sampling=config.sampling,
+        seed=seed,
+        stream=("evaluation",),
+        thinking=config.thinking,
+        logprobs=False,
+        on_tokens=on_tokens,
+    )
+
+
+class _Desk:
+    """Takes in finished responses; several at a time are verified, written, and added to those that are done."""
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        path: Path | None,
+        *,
+        seed: int,
+        settings: Mapping[str, Any],
+        done: dict[_Key, Generation],
+        total: int,
+        on_responses: Callable[[int, int, int], None] | None,
+    ) -> None:
+        self._verifier, self._path, self._seed, self._settings = verifier, path, seed, settings
+        self._done, self._total, self._on_responses = done, total, on_responses
+        self._tokens = sum(one.tokens for one in done.values())
+        self._waiting: list[Rollout] = []
+        self._since = time.monotonic()
+        self._tell()
+
+    def take(self, rollout: Rollout) -> None:
+        """Take in a finished response."""
+        if not self._waiting:
+            self._since = time.monotonic()
+        self._waiting.append(rollout)
+        if len(self._waiting) >= _VERIFIED_TOGETHER:
+            self.check()
+        else:
+            self.check_in_time()
+
+    def check_in_time(self) -> None:
+        """Verify and write what waits, if that has waited long enough."""
+        if self._waiting and time.monotonic() - self._since >= _VERIFIED_AFTER:
+            self.check()
+
+    def check(self) -> None:
+        """Verify and write what waits."""
+        # Taken out first: responses that cannot be verified or written are not tried again when that error passes by.
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        fresh = [
+            generation(rollout, verdict, seed=self._seed, settings=self._settings)
+            for group in verify_groups([(rollout,) for rollout in waiting], self._verifier)
+            for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True)
+        ]
+        if self._path is not None:
+            append_generations(self._path, fresh)
+        self._done.update((one.key, one) for one in fresh)
+        self._tokens += sum(one.tokens for one in fresh)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._on_responses is not None:
+            self._on_responses(len(self._done), self._total, self._tokens)
+
+
 def _settings(config: EvaluationConfig, label: str) -> dict[str, Any]:
     """Return what decides a response, besides the question and the seed."""
-    sampling = TypeAdapter(Sampling).dump_python(config.sampling)
+    sampling = TypeAdapter(Sampling).dump_python(config.sampling, mode="json")
     return {"label": label, "thinking": config.thinking, "sampling": sampling}
 
 
 def _continued(
     path: Path, asked: Sequence[Question], samples: int, seed: int, settings: Mapping[str, Any]
-) -> dict[tuple[str, int], Generation]:
+) -> dict[_Key, Generation]:
     """Return the generations of the file that this evaluation would make again."""
     if not path.exists():
         return {}
@@ -132,20 +231,6 @@ def _continued(
         if one.question_id in known and one.sibling < samples:
             done[one.key] = one
     return done
-
-
-def _parts(wanted: _Wanted) -> Iterator[_Wanted]:
-    """Cut the work where the file is written, between questions."""
-    part: _Wanted = []
-    rows = 0
-    for question, siblings in wanted:
-        part.append((question, siblings))
-        rows += len(siblings)
-        if rows >= _ROWS_PER_WRITE:
-            yield part
-            part, rows = [], 0
-    if part:
-        yield part
 
 
 def _checked(questions: Sequence[Question]) -> Sequence[Question]:

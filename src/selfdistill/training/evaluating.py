@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from selfdistill.errors import DataError, RecipeError
+from selfdistill.errors import DataError, RecipeError, RolloutError
 from selfdistill.evaluation.generations import rescore
 from selfdistill.evaluation.result import EvaluationResult, summarise
 from selfdistill.evaluation.run import evaluate
 from selfdistill.models.loading import load_policy
 from selfdistill.questions import LoadedData, load_data, require
-from selfdistill.training.engines import make_sampler
+from selfdistill.training.engines import make_engine
 from selfdistill.training.progress import Progress
 from selfdistill.training.recipe import Recipe, load_recipe
 from selfdistill.training.run_folder import RunFolder, replace_text, write_json
@@ -52,26 +53,38 @@ def evaluate_recipe(recipe: Recipe, out: Path | None, progress: Progress) -> tup
 
     Returns:
         The result, and the folder that it is in.
+
+    Raises:
+        RolloutError: the engine fails; the same command goes on with what had not finished.
     """
     if out is not None and RunFolder(out).metrics.exists():
         raise RecipeError(f"--out {str(out)!r} holds a training run; choose another folder")
     data = _held_out(recipe)
-    policy = load_policy(recipe.model, recipe.train.seed)
+    policy = load_policy(recipe.model, recipe.train.seed, keep_adapters=True)
     weights = fingerprint(policy.model)
     folder = out or recipe.folder / "evaluations" / f"of-{_key(recipe, weights)}"
     asked = len(data.eval[: recipe.evaluation.questions]) * recipe.evaluation.samples
-    with progress.phase("evaluating", asked * recipe.evaluation.sampling.max_new_tokens):
-        result = evaluate(
-            data.eval,
-            make_sampler(policy, recipe.rollouts),
-            policy.chat,
-            data.verifier,
-            recipe.evaluation,
-            seed=recipe.data.seed,
-            generations_path=folder / "generations.jsonl",
-            label=f"{recipe.model.path}, weights {weights}",
-            on_tokens=progress.advance,
-        )
+    with closing(make_engine(policy, recipe, folder)) as engine:
+        try:
+            engine.sync("evaluated")
+            with progress.phase("evaluating", asked * recipe.evaluation.sampling.max_new_tokens):
+                result = evaluate(
+                    data.eval,
+                    engine,
+                    policy.chat,
+                    data.verifier,
+                    recipe.evaluation,
+                    seed=recipe.data.seed,
+                    generations_path=folder / "generations.jsonl",
+                    label=f"{recipe.model.path}, weights {weights}",
+                    on_tokens=progress.advance,
+                    on_responses=progress.responses,
+                )
+        except RolloutError as error:
+            raise RolloutError(
+                f"{str(error).rstrip('.')}; the responses that had finished are kept in {str(folder)!r}, and the same "
+                "command goes on from there"
+            ) from error
     replace_text(folder / "recipe.yaml", recipe.to_yaml())
     write_json(folder / "result.json", result.to_json())
     return result, folder

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,18 @@ class Job:
         """Whether its result is there, at the number of steps that is asked for."""
         summary = self._summary()
         return summary is not None and (self.steps == 0 or summary["step"] == self.steps)
+
+    @property
+    def engines(self) -> frozenset[str]:
+        """Engines that it needs for itself: a server has one run's weights at a time."""
+        rollouts = self.recipe.rollouts
+        match rollouts.engine:
+            case "transformers":
+                return frozenset()
+            case "vllm":
+                return frozenset({"vllm in process"})
+            case "vllm_server":
+                return frozenset(rollouts.server.urls)
 
     def command(self) -> list[str]:
         """Return the command line that runs it, or goes on with it."""
@@ -123,14 +135,16 @@ def run_jobs(jobs: Sequence[Job], parallel: int, progress: Progress) -> None:
     waiting = sorted((job for job in jobs if not job.finished), key=lambda job: -job.steps)
     if len(waiting) < len(jobs):
         progress.message(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished already")
+    if frozenset.intersection(*(job.engines for job in jobs)):
+        parallel = 1  # they take turns, each with all cores
     environment = _environment(min(parallel, len(jobs)))
     running: dict[subprocess.Popen[bytes], Job] = {}
     shown = 0
     with progress.phase("runs", sum(job.steps for job in jobs), unit="steps"), _terminable():
         try:
             while waiting or running:
-                while waiting and len(running) < parallel:
-                    job = waiting.pop(0)
+                while len(running) < parallel and (job := next_job(waiting, running.values())):
+                    waiting.remove(job)
                     running[_start(job, environment)] = job
                     progress.message(f"started {job.label}")
                 time.sleep(POLL_SECONDS)
@@ -141,6 +155,12 @@ def run_jobs(jobs: Sequence[Job], parallel: int, progress: Progress) -> None:
                 shown = done
         finally:
             _stop(running, progress)
+
+
+def next_job(waiting: Sequence[Job], running: Iterable[Job]) -> Job | None:
+    """Return the first waiting job that needs no engine which a running one has; None: wait."""
+    taken = {engine for job in running for engine in job.engines}
+    return next((job for job in waiting if taken.isdisjoint(job.engines)), None)
 
 
 def _environment(parallel: int) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,64 +21,116 @@ from selfdistill.methods.sources import ReferenceSolutions
 from selfdistill.models.loading import Policy
 from selfdistill.questions.question import Question
 from selfdistill.randomness import derive, python_random
-from selfdistill.rollouts.collect import collect, reference_rollouts, verify_groups
-from selfdistill.rollouts.sampler import Sampler
+from selfdistill.rollouts.collect import reference_rollouts, stream_siblings, verify_groups
+from selfdistill.rollouts.journal import Journaled, Journals
+from selfdistill.rollouts.mismatch import MismatchAlarm
+from selfdistill.rollouts.rollout import Rollout
+from selfdistill.rollouts.sampler import Engine, Place, Sampler
 from selfdistill.teachers.weights import trainable
+from selfdistill.training.ahead import Ahead, Pending
 from selfdistill.training.checkpoint import TrainState
 from selfdistill.training.metrics import Metrics, TokenMeans, batch_metrics
 from selfdistill.training.optimizer import learning_rate
 from selfdistill.training.plan import Plan, Row, make_plan
 from selfdistill.training.progress import Progress
 from selfdistill.training.recipe import Recipe
+from selfdistill.training.syncing import Synced
 from selfdistill.training.update import Scoring, accumulate_gradients, gradient_norm
 from selfdistill.verifiers.verdict import Group, Verdict, Verifier
 
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """Everything that a step needs and does not change; what changes is in the :class:`TrainState`."""
+    """Everything that a step needs. What it changes is in the :class:`TrainState`, apart from what concerns the engine.
+
+    A resumed run finds the latter anew: which weights the engine has, and which batch it is sampling ahead.
+    """
 
     recipe: Recipe
     policy: Policy
-    sampler: Sampler
+    sampler: Engine
     verifier: Verifier
     questions: Sequence[Question]
     frame: PromptFrame
     progress: Progress
+    journals: Journals
+    alarm: MismatchAlarm
+    synced: Synced = field(default_factory=Synced)
+    pending: Pending = field(default_factory=Pending)
     prior: Mapping[str, float] | None = None
     """Pass rates from before training, by question id (PACED)."""
 
     def step(self, state: TrainState) -> tuple[Metrics, Plan]:
-        """Take one step: a batch of questions, its rollouts, the update(s) on them. Counts ``state.step`` up."""
+        """Take one step: a batch of questions, its rollouts, the update(s) on them. Counts ``state.step`` up.
+
+        Raises:
+            RolloutError: the engine fails; nothing has been updated then, and what had finished is in the journal.
+        """
         clock = Clock(self.progress)
-        groups = self.sample(state.step, clock)
-        plan = self.plan(groups, state.step)
-        metrics = batch_metrics(plan, self.recipe.method.source) | self.update(plan, state, clock)
+        batch = self.sample(state.step, clock)
+        plan = self.plan(batch.groups, state.step)
+        metrics = batch_metrics(plan, self.recipe.method.source) | batch.metrics | self.synced.metrics(state.step)
+        metrics |= self.update(plan, state, clock, batch.age)
+        self.journals.of_step(state.step).unlink(missing_ok=True)
         state.step += 1
+        if warning := self.alarm.text(state.step, metrics.get("sampler_mismatch")):
+            self.progress.message(warning)
         return {"step": state.step, **metrics, **clock.metrics()}, plan
 
-    def sample(self, step: int, clock: Clock) -> list[Group]:
-        """Question --sample--> Rollout --verify--> Verdict."""
+    def sample(self, step: int, clock: Clock) -> Batch:
+        """Question --sample--> Rollout --verify--> Verdict; with ``rollouts.ahead``, begin the batch after it."""
         recipe, questions = self.recipe, self.batch(step)
         if isinstance(recipe.method.source, ReferenceSolutions):
             references = reference_rollouts(questions, self.policy.chat, thinking=recipe.rollouts.thinking)
-            return [Group(one.question, (one,), (Verdict(1.0, True),)) for one in references]
-        expected = len(questions) * recipe.method.source.group_size
-        with clock.phase("sampling", expected * recipe.rollouts.sampling.max_new_tokens) as count:
-            rollouts = collect(
-                questions,
-                self.sampler,
-                self.policy.chat,
-                group_size=recipe.method.source.group_size,
-                sampling=recipe.rollouts.sampling,
-                seed=recipe.train.seed,
-                stream=("train", step),
-                thinking=recipe.rollouts.thinking,
-                max_prompt_tokens=recipe.rollouts.max_prompt_tokens,
-                on_tokens=count,
-            )
+            return Batch([Group(one.question, (one,), (Verdict(1.0, True),)) for one in references])
+        ahead = self.pending.take(step)
+        if ahead is None:
+            self.sync(step, clock)
+        source = self._journaled(step, weights=step) if ahead is None else ahead.source
+        size = recipe.method.source.group_size
+        with clock.phase("sampling", len(questions) * size * recipe.rollouts.sampling.max_new_tokens) as count:
+            done = dict(self._responses(step, source if ahead is None else ahead, count))
+        rollouts = [[done[index, sibling] for sibling in range(size)] for index in range(len(questions))]
+        if recipe.rollouts.ahead and step + 1 < recipe.train.steps:
+            self._begin(step + 1, clock)
         with clock.phase("verifying", None):
-            return verify_groups(rollouts, self.verifier)
+            groups = verify_groups(rollouts, self.verifier)
+        age = 0 if source.oldest is None else step - source.oldest
+        if not recipe.rollouts.ahead:
+            return Batch(groups, age)
+        return Batch(groups, age, {"rollout_age": age, "seconds/sampling_ahead": ahead.seconds if ahead else 0.0})
+
+    def sync(self, step: int, clock: Clock) -> None:
+        """Give the engine the weights as they are after ``step`` steps, unless it has them."""
+        if not self.synced.has(step):
+            with clock.phase("syncing", None):
+                self.synced.bring(self.sampler, step)
+
+    def _begin(self, step: int, clock: Clock) -> None:
+        """Have the batch of ``step`` sampled in the background, from the weights as they are one step before it."""
+        self.sync(step - 1, clock)  # here, and before the thread starts: the weights are about to move
+        self.pending.batch = Ahead(self._journaled(step, weights=step - 1))
+        for _ in self._responses(step, self.pending.batch, None):
+            raise AssertionError("a batch that has just begun has nothing to show")
+
+    def _journaled(self, step: int, weights: int) -> Journaled:
+        return Journaled(self.sampler, self.journals.of_step(step), step, weights)
+
+    def _responses(
+        self, step: int, sampler: Sampler, on_tokens: Callable[[int], None] | None
+    ) -> Iterator[tuple[Place, Rollout]]:
+        recipe = self.recipe
+        return stream_siblings(
+            [(question, range(recipe.method.source.group_size)) for question in self.batch(step)],
+            sampler,
+            self.policy.chat,
+            sampling=recipe.rollouts.sampling,
+            seed=recipe.train.seed,
+            stream=("train", step),
+            thinking=recipe.rollouts.thinking,
+            max_prompt_tokens=recipe.rollouts.max_prompt_tokens,
+            on_tokens=on_tokens,
+        )
 
     def plan(self, groups: Sequence[Group], step: int) -> Plan:
         """Verdict --contextualise--> PrivilegedPrompt | None --weigh--> weight."""
@@ -86,16 +138,20 @@ class Trainer:
         prompts = [self.recipe.method.context.contextualise(group, self.frame, seed) for group in groups]
         return make_plan(self.recipe.method, groups, prompts, self.prior)
 
-    def update(self, plan: Plan, state: TrainState, clock: Clock) -> Metrics:
-        """--score--> hidden states --compare--> per-token record --> loss --> update."""
+    def update(self, plan: Plan, state: TrainState, clock: Clock, age: int = 0) -> Metrics:
+        """--score--> hidden states --compare--> per-token record --> loss --> update.
+
+        ``age`` is how many steps old the weights are that the rollouts were drawn from.
+        """
         method, train = self.recipe.method, self.recipe.train
         means, outcomes = TokenMeans(), []
         parts = plan.parts(train.updates_per_batch, method.reduction)
         rate = learning_rate(train, state.step)
         expected = sum(len(row.rollout.response_ids) for rows in parts for row in rows)
         with clock.phase("update", expected) as count, _training(self.policy, state.step, train.seed):
-            for rows in parts:
-                outcomes.append(self._optimizer_step(rows, state, means, rate, count))
+            for number, rows in enumerate(parts):
+                scoring = self._scoring(age, number)
+                outcomes.append(self._optimizer_step(rows, state, scoring, means, rate, count))
                 if outcomes[-1].applied and state.teacher is not None:
                     state.teacher.after_step()
         skipped = sum(not outcome.applied for outcome in outcomes)
@@ -110,20 +166,25 @@ class Trainer:
             "skipped_updates": state.skipped_updates,
         }
 
+    def _scoring(self, age: int, number: int) -> Scoring:
+        """Return how the ``number``-th update of a batch is scored, counted from 0."""
+        recipe = self.recipe
+        return Scoring(
+            recipe.rollouts.sampling.temperature,
+            recipe.train.micro_batch_tokens,
+            recipe.scoring,
+            on_policy=recipe.train.updates_per_batch == 1 and age == 0,
+            drawn="within_batch" if number else "before" if age else "now",
+        )
+
     def _optimizer_step(
-        self, rows: Sequence[Row], state: TrainState, means: TokenMeans, rate: float, count: Count
+        self, rows: Sequence[Row], state: TrainState, scoring: Scoring, means: TokenMeans, rate: float, count: Count
     ) -> Outcome:
         """Take one optimiser step; leave the weights alone when nothing has signal or something is not finite."""
         recipe = self.recipe
         state.optimizer.zero_grad(set_to_none=True)
         if not rows:
             return Outcome(loss=0.0, grad_norm=0.0, applied=True)
-        scoring = Scoring(
-            recipe.rollouts.sampling.temperature,
-            recipe.train.micro_batch_tokens,
-            recipe.scoring,
-            on_policy=recipe.train.updates_per_batch == 1,
-        )
         loss = accumulate_gradients(rows, recipe.method, self.policy, state.teacher, scoring, means, count)
         norm = gradient_norm(list(trainable(self.policy.model).values()), recipe.train.grad_clip)
         applied = math.isfinite(loss) and math.isfinite(norm)
@@ -145,6 +206,17 @@ class Trainer:
         order = list(range(len(self.questions)))
         python_random(self.recipe.train.seed, "order", epoch).shuffle(order)
         return order
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The verified rollouts of one step."""
+
+    groups: list[Group]
+    age: int = 0
+    """Steps that were taken since the oldest weights that one of them was drawn from."""
+    metrics: Metrics = field(default_factory=dict)
+    """What is logged about how they came about."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,25 +5,32 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from selfdistill.contexts.leaks import mentions_reference
 from selfdistill.methods.sources import OwnRollouts, ReferenceSolutions
 from selfdistill.objectives.losses import TokenLosses
+from selfdistill.rollouts.mismatch import k3, log_ratio
 from selfdistill.training.plan import Plan, Row
 from selfdistill.weighting.pass_rate import pass_rate_statistics
 
 Metrics = dict[str, Any]
 
+Drawn = Literal["now", "before", "within_batch"]
+"""Which weights drew the rollouts: those that are being updated; those of a step before; those of before an earlier
+update on the same batch."""
+
 
 class TokenMeans:
-    """Means over tokens, gathered micro-batch by micro-batch without keeping any token alive."""
+    """Means and maxima over tokens, gathered micro-batch by micro-batch without keeping any token alive."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
+        self._maxima: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor | None) -> None:
         """Count every element of ``values`` once; None adds nothing."""
@@ -33,8 +40,15 @@ class TokenMeans:
         self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._counts[name] += values.numel()
 
+    def add_maximum(self, name: str, values: Tensor) -> None:
+        """Keep the largest of all elements that ``name`` was given; none adds nothing."""
+        if values.numel() == 0:
+            return
+        largest = values.detach().double().max()
+        self._maxima[name] = torch.maximum(self._maxima[name], largest) if name in self._maxima else largest
+
     def add_losses(self, scored: TokenLosses, rollout_logprobs: Tensor | None) -> None:
-        """Count what one micro-batch's losses say about its tokens."""
+        """Count what one micro-batch's losses say about its tokens; see :meth:`add_difference` for the rollouts'."""
         record = scored.record
         self.add("divergence", record.divergence)
         self.add("student_entropy", record.student_entropy)
@@ -44,16 +58,32 @@ class TokenMeans:
         self.add("captured_mass", record.captured_mass)
         self.add("ratio", scored.ratio)
         self.add("policy_clip_fraction", scored.policy_clipped)
-        if record.student_logprob is not None and rollout_logprobs is not None:
-            self.add("sampler_mismatch", (record.student_logprob.detach() - rollout_logprobs).abs())
         if scored.selected is not None and record.teacher_entropy is not None and bool(scored.selected.any()):
             ratio = record.teacher_entropy / record.student_entropy.clamp_min(1e-6)
             self.add("selected_share", scored.selected.double())
             self.add("selected_ratio", ratio[scored.selected])
 
+    def add_difference(self, scored: TokenLosses, rollout_logprobs: Tensor | None, drawn: Drawn) -> None:
+        """Count how far the student's log-probabilities (nats) are from those of what drew the tokens.
+
+        From the same weights this is the engine's mismatch; from those before, how far an update has moved the policy
+        (the engine's mismatch included). Between the updates of one batch it would mix both, and is not counted.
+        """
+        own = scored.record.student_logprob
+        if own is None or rollout_logprobs is None or drawn == "within_batch":
+            return
+        moved = log_ratio(own, rollout_logprobs)
+        if drawn == "before":
+            self.add("policy_moved", moved.abs())
+            return
+        self.add("sampler_mismatch", moved.abs())
+        self.add_maximum("sampler_mismatch_max", moved.abs())
+        self.add("sampler_kl", k3(moved))
+
     def means(self) -> Metrics:
-        """Return the mean of everything that was counted."""
-        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        """Return the mean, or the maximum, of everything that was counted."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        return means | {name: float(largest) for name, largest in self._maxima.items()}
 
 
 def batch_metrics(plan: Plan, source: OwnRollouts | ReferenceSolutions) -> Metrics:

@@ -69,14 +69,26 @@ def check_model(policy: Policy, recipe: Recipe, data: LoadedData) -> PromptFrame
 
 
 def ignored_settings(policy: Policy, recipe: Recipe) -> list[str]:
-    """Return a sentence for every setting of the recipe that this model cannot follow."""
+    """Return a sentence for every setting of the recipe that changes nothing, with this model or at all."""
+    notes = _idle_budget(recipe)
     if policy.chat.has_thinking_switch:
-        return []
+        return notes
     asked = {"rollouts.thinking": recipe.rollouts.thinking, "evaluation.thinking": recipe.evaluation.thinking}
-    return [
+    return notes + [
         f"{name} is {str(value).lower()}, but the model's chat template has no thinking switch: it changes nothing"
         for name, value in asked.items()
         if value is not None
+    ]
+
+
+def _idle_budget(recipe: Recipe) -> list[str]:
+    """Mention a limit on thinking that a response cannot reach before its own end."""
+    sampling = recipe.evaluation.sampling
+    if sampling.thinking_budget is None or sampling.thinking_budget < sampling.max_new_tokens:
+        return []
+    return [
+        f"evaluation.sampling.thinking_budget is {sampling.thinking_budget}, but responses end after "
+        f"evaluation.sampling.max_new_tokens={sampling.max_new_tokens}: it changes nothing"
     ]
 
 

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
@@ -48,6 +49,10 @@ class Progress(Protocol):
         """Count ``n`` more units of the innermost phase."""
         ...
 
+    def responses(self, done: int, total: int, tokens: int) -> None:
+        """Show that ``done`` of the innermost phase's ``total`` responses have finished, ``tokens`` long altogether."""
+        ...
+
     def step_line(self, metrics: Mapping[str, Any], total: int | None = None) -> None:
         """Show a finished step; ``metrics["step"]`` of ``total`` steps are done."""
         ...
@@ -67,11 +72,30 @@ class NullProgress:
     def advance(self, n: int) -> None:
         """Do nothing."""
 
+    def responses(self, done: int, total: int, tokens: int) -> None:
+        """Do nothing."""
+
     def step_line(self, metrics: Mapping[str, Any], total: int | None = None) -> None:
         """Do nothing."""
 
     def message(self, text: str) -> None:
         """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """How many responses of a phase have finished."""
+
+    done: int
+    """Those that were there before included."""
+    total: int
+    tokens: int
+    """Of the finished ones."""
+
+    @property
+    def tokens_left(self) -> float:
+        """Tokens that the others will have, if they are as long on average; ``done`` must not be 0."""
+        return max(0, self.total - self.done) * self.tokens / self.done
 
 
 class Phase:
@@ -80,6 +104,8 @@ class Phase:
     def __init__(self, name: str, total: int | None, unit: str, clock: Clock) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
+        self.responses: Responses | None = None
+        """Where the units are tokens of responses that are counted as well."""
         self._clock, self._started = clock, clock()
         self._marks: deque[tuple[float, int]] = deque()
 
@@ -107,19 +133,33 @@ class Phase:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time until ``total`` at the present rate, or None when unknown."""
-        if self.total is None or self.rate <= 0:
+        """Time until all is done at the present rate, or None when unknown.
+
+        All is what finished responses lead to expect; ``total`` as long as none has finished.
+        """
+        if self.rate <= 0:
             return None
-        return max(0, self.total - self.done) / self.rate
+        if self.responses is not None and self.responses.done:
+            return self.responses.tokens_left / self.rate
+        return None if self.total is None else max(0, self.total - self.done) / self.rate
+
+    @property
+    def bar(self) -> tuple[int | None, int]:
+        """Total and done as a bar shows them."""
+        if self.responses is not None:
+            return self.responses.total, self.responses.done
+        return self.total, min(self.done, self.total or self.done)
 
     def cells(self) -> tuple[str, str, str]:
         """Return how far, how fast and how long still, as text; empty where unknown."""
-        far = f"{self.done:,}" if self.total is None else f"{self.done:,} of {self.total:,}"
-        # A sampled response may end before its budget: the total is a bound.
-        bound = "at most " if self.unit == "tokens" else ""
+        counted: Phase | Responses = self if self.responses is None else self.responses
+        far = f"{counted.done:,}" if counted.total is None else f"{counted.done:,} of {counted.total:,}"
+        # A sampled response may end before its budget: until finished ones tell more, the total is a bound.
+        foreseen = self.responses is not None and self.responses.done > 0
+        bound = "at most " if self.unit == "tokens" and not foreseen else ""
         left = self.seconds_left
         return (
-            f"{far} {self.unit}" if self.done or self.total else "",
+            f"{far} {self.unit if counted is self else 'responses'}" if counted.done or counted.total else "",
             f"{self.rate:,.0f} {self.unit}/s" if self.rate >= 1 else "",
             f"{bound}{duration(left)} left" if left is not None else "",
         )
@@ -189,6 +229,11 @@ class _Display:
         """Count ``n`` more units of the innermost phase; outside of a phase nothing is counted."""
         if self._phases:
             self._phases[-1].advance(n)
+
+    def responses(self, done: int, total: int, tokens: int) -> None:
+        """Show how many responses of the innermost phase have finished; outside of a phase nothing is shown."""
+        if self._phases:
+            self._phases[-1].responses = Responses(done, total, tokens)
 
 
 class PlainProgress(_Display):
@@ -272,7 +317,8 @@ class LiveProgress(_Display):
             rows.add_row(Text(far), ProgressBar(self._steps.total, self._steps.done, width=24), Text(left))
         for phase in list(self._phases):
             far, speed, left = phase.cells()
-            bar = ProgressBar(phase.total, min(phase.done, phase.total or phase.done), width=24, pulse=not phase.total)
+            total, done = phase.bar
+            bar = ProgressBar(total, done, width=24, pulse=not total)
             cells = [cell for cell in (far, speed, left) if cell] or [duration(phase.seconds)]
             rows.add_row(Text(phase.name, "cyan"), bar, Text(", ".join(cells)))
         return Group(rows, Text(self._metrics, "dim")) if self._metrics else Group(rows)

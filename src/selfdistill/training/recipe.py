@@ -13,15 +13,22 @@ from selfdistill.errors import RecipeError, nearest
 from selfdistill.evaluation.run import EvaluationConfig
 from selfdistill.methods import Method, as_data, build, with_settings
 from selfdistill.methods.settings import nested
+from selfdistill.methods.sources import ReferenceSolutions
 from selfdistill.models.loading import ModelConfig
 from selfdistill.questions.config import DataConfig
 from selfdistill.rollouts.config import RolloutsConfig
+from selfdistill.rollouts.needs import Needs, has_logprobs
 from selfdistill.training.config import OutputConfig, ScoringConfig, TrainConfig
 from selfdistill.training.recipe_file import dump_yaml, merged, read_extended, split_override
 from selfdistill.validation import SECTION, explain
 
 MAY_CHANGE = ("steps", "evaluate_every", "evaluate_first", "save_every", "keep_checkpoints", "max_bad_steps")
 """Settings of ``train`` that a resumed run may change: what was done so far would have been the same."""
+
+ENGINE_MAY_CHANGE = ("rollouts.server.", "rollouts.vllm.", "rollouts.mismatch_warning", "rollouts.handshake_tolerance")
+"""Beginnings of the settings of an engine that a resumed run may change: where it is and how long it is waited for."""
+HOTTEST = 2.0
+"""The highest temperature that vLLM takes."""
 
 
 class Recipe(BaseModel):
@@ -74,7 +81,47 @@ class Recipe(BaseModel):
                 f"train.updates_per_batch is {updates}, more than train.questions_per_step ({questions}); "
                 "each update needs at least one question"
             )
+        if problem := self._too_hot_for_vllm() or self._ratio_is_lacking():
+            raise ValueError(problem)
         return self
+
+    def _too_hot_for_vllm(self) -> str | None:
+        sections = {"rollouts": self.rollouts.sampling, "evaluation": self.evaluation.sampling}
+        for name, sampling in sections.items():
+            if self.rollouts.engine != "transformers" and sampling.temperature > HOTTEST:
+                return (
+                    f"{name}.sampling.temperature is {sampling.temperature}, and vLLM takes {HOTTEST:g} at most; "
+                    "lower it, or set rollouts.engine=transformers"
+                )
+        return None
+
+    def _ratio_is_lacking(self) -> str | None:
+        """Return what is wrong if responses are old but nothing corrects for it, or cannot for want of log-probs."""
+        method, rollouts = self.method, self.rollouts
+        distillation = method.distillation
+        if rollouts.ahead and isinstance(method.source, ReferenceSolutions):
+            return f"rollouts.ahead is 1, but method {method.name!r} samples nothing; set rollouts.ahead=0"
+        if rollouts.ahead and distillation is not None and distillation.ratio_cap is None:
+            return (
+                "rollouts.ahead is 1, but nothing corrects for responses that are one step old; "
+                "add method.distillation.ratio_cap=2 (SDPO's), or set rollouts.ahead=0"
+            )
+        uses = method.policy is not None or (distillation is not None and distillation.ratio_cap is not None)
+        if rollouts.engine == "transformers" or not uses or has_logprobs(rollouts.sampling, self.needs().logprobs_mode):
+            return None
+        return (
+            f"method {method.name!r} weights tokens by the ratio to what drew them, and vLLM has no log-probabilities "
+            f"at temperature {rollouts.sampling.temperature} together with top_p or top_k; set "
+            "rollouts.sampling.temperature=1, or top_p=1 and top_k=0, or rollouts.engine=transformers"
+        )
+
+    def needs(self) -> Needs:
+        """Return what an engine must be able to do for this recipe."""
+        return Needs(
+            new_tokens=max(self.rollouts.sampling.max_new_tokens, self.evaluation.sampling.max_new_tokens),
+            lora_rank=self.model.lora.r if self.model.lora else None,
+            training=self.rollouts.sampling,
+        )
 
     @property
     def folder(self) -> Path:
@@ -132,7 +179,11 @@ def resume_conflicts(before: Recipe, now: Recipe) -> dict[str, tuple[str, str]]:
     free = {f"train.{name}" for name in MAY_CHANGE}
     if now.train.schedule == "cosine":  # the number of steps decides the learning rate of every step
         free.remove("train.steps")
-    return {name: both for name, both in differing_settings(before, now).items() if name not in free}
+    return {
+        name: both
+        for name, both in differing_settings(before, now).items()
+        if name not in free and not name.startswith(ENGINE_MAY_CHANGE)
+    }
 
 
 def describe_changes(changes: Mapping[str, tuple[str, str]]) -> str:

@@ -1,28 +1,33 @@
 """A whole run: from a recipe to a run folder with metrics, evaluations, checkpoints and the final model.
 
-Resumable after any step: what a stopped and resumed run computes is what an undisturbed one computes.
+Resumable after any step: what a stopped and resumed run computes is what an undisturbed one computes. A fault of the
+engine ends it like a stop does: with a checkpoint, and with every response that had finished in the journal.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from selfdistill.errors import TrainingError
+from selfdistill.errors import RolloutError, TrainingError
 from selfdistill.evaluation.result import EvaluationResult
 from selfdistill.evaluation.run import evaluate
 from selfdistill.models.loading import load_policy, save_pretrained
 from selfdistill.questions import LoadedData, load_data
 from selfdistill.rollouts.collect import collect, verify_groups
+from selfdistill.rollouts.journal import Journaled, Journals
+from selfdistill.rollouts.mismatch import MismatchAlarm
 from selfdistill.teachers import start_teacher
 from selfdistill.training.card import model_card
 from selfdistill.training.checkpoint import TrainState, checkpoint_step, checkpoints, load_checkpoint, save_checkpoint
-from selfdistill.training.engines import make_sampler
+from selfdistill.training.engines import make_engine
 from selfdistill.training.interruption import StopFlag, StopRequested
-from selfdistill.training.loop import Trainer
+from selfdistill.training.loop import Clock, Trainer
 from selfdistill.training.metrics import Metrics, finite
 from selfdistill.training.optimizer import make_optimizer
 from selfdistill.training.plan import Plan
@@ -38,7 +43,7 @@ PRIOR_QUESTIONS = 256
 
 @dataclass(slots=True)
 class Run:
-    """A run under way."""
+    """A run under way. Leaving its ``with`` block gives up what is being sampled ahead and closes the engine."""
 
     folder: RunFolder
     trainer: Trainer
@@ -52,6 +57,17 @@ class Run:
     def recipe(self) -> Recipe:
         """What is being run."""
         return self.trainer.recipe
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.trainer.pending.cancel()
+        finally:
+            self.trainer.sampler.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +97,9 @@ def train(
     Raises:
         SelfDistillError: for everything that is wrong with recipe, data or model (before anything is trained), or when
             the run has to be given up.
+        RolloutError: the engine failed; what was reached is saved, and the message says how to go on.
     """
-    run = start(recipe, resume=resume, progress=progress or NullProgress())
-    with run.stop.on_signals():
+    with start(recipe, resume=resume, progress=progress or NullProgress()) as run, run.stop.on_signals():
         try:
             while True:
                 if _evaluation_is_due(run):
@@ -99,6 +115,9 @@ def train(
 
 def start(recipe: Recipe, *, resume: bool, progress: Progress) -> Run:
     """Load and check everything, cheapest mistakes first; restore the newest checkpoint if resuming.
+
+    Returns:
+        The run, whose engine is open: use it in a ``with`` block.
 
     Raises:
         SelfDistillError: naming what is wrong and the remedy.
@@ -117,13 +136,27 @@ def start(recipe: Recipe, *, resume: bool, progress: Progress) -> Run:
         progress.message(note)
     _check_steps(folder, recipe)
     folder.create(recipe.to_yaml(), data_digest(data))
-    sampler = make_sampler(policy, recipe.rollouts)
-    trainer = Trainer(recipe, policy, sampler, data.verifier, data.train, frame, progress)
-    teacher = start_teacher(recipe.method.teacher, policy.model)
-    state = TrainState(policy.model, make_optimizer(policy.model, recipe.train), teacher)
-    run = Run(folder, replace(trainer, prior=_prior_pass_rates(trainer, folder)), state, data)
-    if resume:
-        _restore(run)
+    engine = make_engine(policy, recipe, folder.path)
+    try:
+        trainer = Trainer(
+            recipe,
+            policy,
+            engine,
+            data.verifier,
+            data.train,
+            frame,
+            progress,
+            journals=Journals(folder.path),
+            alarm=MismatchAlarm(recipe.rollouts.mismatch_warning),
+        )
+        teacher = start_teacher(recipe.method.teacher, policy.model)
+        state = TrainState(policy.model, make_optimizer(policy.model, recipe.train), teacher)
+        run = Run(folder, replace(trainer, prior=_prior_pass_rates(trainer, folder)), state, data)
+        if resume:
+            _restore(run)
+    except BaseException:
+        engine.close()
+        raise
     return run
 
 
@@ -132,9 +165,11 @@ def take_step(run: Run) -> Metrics:
 
     Raises:
         TrainingError: after ``train.max_bad_steps`` steps in a row without a finite loss and gradient.
+        RolloutError: the engine failed before the update; the checkpoint is that of the steps before.
     """
     config, state = run.recipe.train, run.state
-    metrics, plan = run.trainer.step(state)
+    with _keeping(run):
+        metrics, plan = run.trainer.step(state)
     run.folder.append(run.folder.metrics, [finite(metrics)])
     run.folder.append(run.folder.rollouts, _rollout_records(run.recipe, state.step, plan))
     run.trainer.progress.step_line(metrics, config.steps)
@@ -154,8 +189,11 @@ def take_step(run: Run) -> Metrics:
 def evaluate_now(run: Run) -> EvaluationResult:
     """Evaluate the current weights on the held-out questions; an interrupted evaluation of the same step goes on.
 
+    A batch that is being sampled ahead is waited for: the engine cannot get other weights while it draws.
+
     Raises:
         StopRequested: a stop was asked for meanwhile.
+        RolloutError: the engine failed; the checkpoint and the responses that had finished are kept.
     """
     folder, trainer, recipe = run.folder.evaluation(run.state.step), run.trainer, run.recipe
 
@@ -164,18 +202,22 @@ def evaluate_now(run: Run) -> EvaluationResult:
         trainer.progress.advance(count)
 
     asked = len(run.data.eval[: recipe.evaluation.questions]) * recipe.evaluation.samples
-    with trainer.progress.phase("evaluating", asked * recipe.evaluation.sampling.max_new_tokens):
-        result = evaluate(
-            run.data.eval,
-            trainer.sampler,
-            trainer.policy.chat,
-            run.data.verifier,
-            recipe.evaluation,
-            seed=recipe.data.seed,
-            generations_path=folder / "generations.jsonl",
-            label=f"{recipe.name} step {run.state.step}",
-            on_tokens=on_tokens,
-        )
+    with _keeping(run):
+        trainer.pending.wait(run.stop.check)
+        trainer.sync(run.state.step, Clock(trainer.progress))
+        with trainer.progress.phase("evaluating", asked * recipe.evaluation.sampling.max_new_tokens):
+            result = evaluate(
+                run.data.eval,
+                trainer.sampler,
+                trainer.policy.chat,
+                run.data.verifier,
+                recipe.evaluation,
+                seed=recipe.data.seed,
+                generations_path=folder / "generations.jsonl",
+                label=f"{recipe.name} step {run.state.step}",
+                on_tokens=on_tokens,
+                on_responses=trainer.progress.responses,
+            )
     write_json(folder / "result.json", result.to_json())
     run.evaluations[run.state.step] = result
     trainer.progress.message(f"step {run.state.step}: {result}")
@@ -205,6 +247,24 @@ def _evaluation_is_due(run: Run) -> bool:
     if step == 0:
         return config.evaluate_first
     return step >= config.steps or bool(config.evaluate_every and step % config.evaluate_every == 0)
+
+
+@contextmanager
+def _keeping(run: Run) -> Iterator[None]:
+    """Let a fault of the engine end the run as a stop would: with a checkpoint, and a message that says so."""
+    try:
+        yield
+    except RolloutError as error:
+        _save(run)
+        raise RolloutError(
+            f"{_without_stop(error)}; the run has stopped after step {run.state.step}: the checkpoint and the finished "
+            f"responses are kept in {str(run.folder.path)!r}, go on with --resume"
+        ) from error
+
+
+def _without_stop(error: RolloutError) -> str:
+    """Return the error's text as the beginning of a longer sentence."""
+    return str(error).rstrip(".")
 
 
 def _stopped(run: Run) -> RunResult:
@@ -245,7 +305,10 @@ def _check_steps(folder: RunFolder, recipe: Recipe) -> None:
 def _prior_pass_rates(trainer: Trainer, folder: RunFolder) -> Mapping[str, float] | None:
     """PACED: pass rates of the untrained model on the whole training set, measured once and kept in the run folder.
 
-    Written after every few questions, so that an interruption costs no more than those.
+    Written after every few questions; a journal has the responses to those in between.
+
+    Raises:
+        RolloutError: the engine failed; the responses that had finished are in the journal.
     """
     weighting, recipe, progress = trainer.recipe.method.weighting, trainer.recipe, trainer.progress
     if not weighting.offline:
@@ -253,21 +316,31 @@ def _prior_pass_rates(trainer: Trainer, folder: RunFolder) -> Mapping[str, float
     rates: dict[str, float] = json.loads(folder.prior.read_text(encoding="utf-8")) if folder.prior.exists() else {}
     lacking = [question for question in trainer.questions if question.id not in rates]
     total = len(lacking) * weighting.rollouts * recipe.rollouts.sampling.max_new_tokens
-    with progress.phase("measuring pass rates before training", total):
-        for start in range(0, len(lacking), PRIOR_QUESTIONS):
-            rollouts = collect(
-                lacking[start : start + PRIOR_QUESTIONS],
-                trainer.sampler,
-                trainer.policy.chat,
-                group_size=weighting.rollouts,
-                sampling=recipe.rollouts.sampling,
-                seed=recipe.train.seed,
-                stream=("prior",),
-                thinking=recipe.rollouts.thinking,
-                on_tokens=progress.advance,
-            )
-            rates |= {group.question.id: group.pass_rate for group in verify_groups(rollouts, trainer.verifier)}
-            write_json(folder.prior, rates)
+    journal = trainer.journals.of("prior")
+    try:
+        if lacking:
+            trainer.sync(0, Clock(progress))
+        with progress.phase("measuring pass rates before training", total):
+            for start in range(0, len(lacking), PRIOR_QUESTIONS):
+                rollouts = collect(
+                    lacking[start : start + PRIOR_QUESTIONS],
+                    Journaled(trainer.sampler, journal, 0, 0),
+                    trainer.policy.chat,
+                    group_size=weighting.rollouts,
+                    sampling=recipe.rollouts.sampling,
+                    seed=recipe.train.seed,
+                    stream=("prior",),
+                    thinking=recipe.rollouts.thinking,
+                    on_tokens=progress.advance,
+                )
+                rates |= {group.question.id: group.pass_rate for group in verify_groups(rollouts, trainer.verifier)}
+                write_json(folder.prior, rates)
+                journal.unlink(missing_ok=True)
+    except RolloutError as error:
+        raise RolloutError(
+            f"{_without_stop(error)}; the run has stopped before its first step: the finished responses are kept in "
+            f"{str(folder.path)!r}, go on with --resume"
+        ) from error
     return {question.id: rates[question.id] for question in trainer.questions}
 
 
@@ -277,6 +350,7 @@ def _restore(run: Run) -> None:
         load_checkpoint(run.state, saved[-1])
     done = run.state.step
     run.folder.truncate_after(done)
+    run.trainer.journals.keep_only_step(done)
     run.evaluations.update(run.folder.read_evaluations())
     steps = run.recipe.train.steps
     run.trainer.progress.message(f"resuming after step {done} of {steps}" if done else "starting from the beginning")

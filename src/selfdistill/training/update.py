@@ -27,7 +27,7 @@ from selfdistill.scoring.forward import TokenPair, response_states, row_batches
 from selfdistill.scoring.settings import Forwarding
 from selfdistill.teachers.self_teacher import SelfTeacher, TeacherScores
 from selfdistill.training.config import ScoringConfig
-from selfdistill.training.metrics import TokenMeans
+from selfdistill.training.metrics import Drawn, TokenMeans
 from selfdistill.training.plan import Row
 
 ENTROPY_TOKENS = 4096
@@ -45,6 +45,8 @@ class Scoring:
     config: ScoringConfig = field(default_factory=ScoringConfig)
     on_policy: bool = True
     """Whether the rollouts were drawn from the very weights that are being updated."""
+    drawn: Drawn = "now"
+    """What the rollouts' log-probabilities are compared with for the metrics."""
 
     def forwarding(self, pad_id: int) -> Forwarding:
         """Return how rows become forward passes."""
@@ -120,6 +122,7 @@ def _objective_pass(
         scored.loss.backward()
         total += float(scored.loss.detach())
         means.add_losses(scored.tokens, batch.rollout_logprobs)
+        means.add_difference(scored.tokens, batch.rollout_logprobs, scoring.drawn)
         on_tokens(sum(batch.lengths))
     return total
 
@@ -156,13 +159,15 @@ def _rollout_logprobs(part: Objective, rows: Sequence[Row], scoring: Scoring, li
     """Return the sampler's log-probabilities; without them the student's own serve, as long as they are the same.
 
     Raises:
-        TrainingError: an earlier update has moved the student away from rollouts that brought none.
+        TrainingError: an update has moved the student away from rollouts that brought none.
     """
     if all(row.rollout.logprobs is not None for row in rows):
         return like.new_tensor([x for row in rows for x in row.rollout.logprobs or ()], dtype=working_dtype(like))
     if not scoring.on_policy and not isinstance(part, Imitation):
-        remedy = "set train.updates_per_batch=1, or use a sampler that returns them"
-        raise TrainingError(f"rollouts carry no log-probabilities, and several updates need them for ratios; {remedy}.")
+        raise TrainingError(
+            "rollouts carry no log-probabilities, and rollouts from older weights need them for ratios; set "
+            "train.updates_per_batch=1 and rollouts.ahead=0, or use a sampler that returns them"
+        )
     return None
 
 
