@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,20 @@ from selfdistill.rollouts.sampler import Engine, Sampling
 from selfdistill.rollouts.vllm_install import VllmInstall
 
 TOPICS = ("the sea", "a clock", "an old bridge", "winter", "a fox", "the moon", "a train", "bread")
+WORKERS = {
+    "vLLM, bare": "bare",
+    "vLLM, seeds": "seeds",
+    "vLLM, log-probs": "log-probs",
+    "vLLM, seeds and log-probs": "both",
+    "ours, in process": "ours",
+}
+"""Contestants that run in the environment that has vLLM, and what they are there."""
+ASKED_FOR = ("vLLM, seeds", "vLLM, log-probs")
+"""Only where ``--only`` names them: they say what seeds and log-probabilities cost the engine."""
+
+SETTLE_SECONDS = 2.5
+"""Before each turn: vLLM's workers keep a core busy for a second after their last request, in the next one's time."""
+
 Draw = Callable[[], int]
 """Draws everything once and returns the number of tokens."""
 
@@ -74,6 +89,7 @@ def measure(job: Job, run: Run, install: VllmInstall, engine_folder: Path) -> di
         contestants = {name: rounds for name, rounds in _contestants(job, run, install, engine_folder, stack)}
         for index in range(-run.warmup, run.repeats):
             for name, once in contestants.items():
+                time.sleep(SETTLE_SECONDS)
                 figures = once()
                 say(f"{'warm-up' if index < 0 else f'round {index + 1}'}: {name} {_speed(figures):.0f} tokens/s")
                 if index >= 0:
@@ -84,8 +100,8 @@ def measure(job: Job, run: Run, install: VllmInstall, engine_folder: Path) -> di
 def _contestants(
     job: Job, run: Run, install: VllmInstall, folder: Path, stack: ExitStack
 ) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
-    for name, kind in (("vLLM, bare", "bare"), ("vLLM, seeds and log-probs", "seeded"), ("ours, in process", "ours")):
-        if run.wants(name):
+    for name, kind in WORKERS.items():
+        if run.wants(name) and (run.only or name not in ASKED_FOR):
             worker = Worker(install, job.data(kind, str(folder)))
             stack.callback(worker.close)
             yield name, worker.round

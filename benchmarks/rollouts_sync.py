@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.rollouts_speed import SETTLE_SECONDS
 from benchmarks.timing import say
 from benchmarks.vllm_servers import server
 from selfdistill.models.loading import LoraConfig, ModelConfig, Policy, load_policy
 from selfdistill.rollouts.config import RolloutsConfig, ServerConfig
 from selfdistill.rollouts.control import Served
 from selfdistill.rollouts.needs import Needs
-from selfdistill.rollouts.sampler import Sampling
+from selfdistill.rollouts.sampler import Engine, Sampling
 from selfdistill.rollouts.server import ServerEngine
 from selfdistill.rollouts.server.control import ServerControl
+from selfdistill.rollouts.server.http import addresses
 from selfdistill.rollouts.sync import base_folder
 from selfdistill.rollouts.sync.handshake import fixed_text
 from selfdistill.rollouts.vllm_install import VllmInstall
@@ -78,14 +81,22 @@ def adapters_against_weights(
     policy = lora_policy(path, dtype, rank)
     found: dict[str, Any] = {"rank": rank, "dtype": dtype}
     with engine_on_server(install, policy, arguments) as (engine, _, _):
-        found["adapter"] = [asdict(engine.sync(f"step-{index}")) for index in range(repeats)]
+        found["adapter"] = [_settled_sync(engine, f"step-{index}") for index in range(repeats)]
     merged = _merged(policy)
     with engine_on_server(install, merged, arguments) as (engine, _, _):
-        found["weights"] = [asdict(engine.sync(f"step-{index}")) for index in range(repeats)]
+        found["weights"] = [_settled_sync(engine, f"step-{index}") for index in range(repeats)]
     for name in ("adapter", "weights"):
         say(f"sync by {name}: {found[name][-1]['bytes'] / 1e6:.1f} MB, {found[name][-1]['seconds']:.2f} s")
     found["times_less_data"] = found["weights"][-1]["bytes"] / found["adapter"][-1]["bytes"]
     return found
+
+
+def _settled_sync(engine: Engine, version: str) -> dict[str, Any]:
+    """Sync an engine that has been idle for a while, as it is after an update."""
+    time.sleep(SETTLE_SECONDS)
+    report = engine.sync(version)
+    assert report is not None
+    return asdict(report)
 
 
 def _merged(policy: Policy) -> Policy:
@@ -116,9 +127,10 @@ def published_sizes(rank: int = 64) -> dict[str, dict[str, float]]:
 def many_syncs(install: VllmInstall, count: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Sync ``count`` changed adapters and say how far the base weights have moved, on both sides."""
     policy = lora_policy("embedded", "float32", 8)
+    torch.set_num_threads(1)  # the server's worker is never idle here, and two threads would wait for its core
     frozen = {name: p.detach().clone() for name, p in policy.model.named_parameters() if not p.requires_grad}
-    with engine_on_server(install, policy, arguments) as (engine, running, config):
-        control = ServerControl(running.url, config.server)
+    with engine_on_server(install, policy, arguments) as (engine, _, config):
+        control = ServerControl(addresses(config.server)[0])
         text, base = fixed_text(policy), None
         reports = []
         for index in range(count + 1):

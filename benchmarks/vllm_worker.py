@@ -15,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+NEEDS = {"bare": (), "seeds": ("seeds",), "log-probs": ("log-probs",), "both": ("seeds", "log-probs")}
+"""What the requests of a kind ask for besides tokens."""
+
 Round = Callable[[], int]
 """Draws everything once and returns the number of tokens."""
 
@@ -24,7 +27,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     job = json.loads(sys.stdin.readline())
-    draw = {"bare": bare, "seeded": bare, "ours": ours}[job["kind"]](job)
+    draw = (ours if job["kind"] == "ours" else bare)(job)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()
@@ -33,14 +36,19 @@ def main() -> None:
 
 
 def bare(job: dict[str, Any]) -> Round:
-    """Return ``LLM.generate`` on the prompts: ``bare`` as fast as it goes, ``seeded`` with all that training needs."""
+    """Return ``LLM.generate`` on the prompts, as fast as it goes, or with what training needs: ``NEEDS[kind]``."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(**job["engine"])
-    needed: dict[str, Any] = {"logprobs": 0} if job["kind"] == "seeded" else {}
+    needs = NEEDS[job["kind"]]
     shared = {"max_tokens": job["new_tokens"], "temperature": 1.0, "detokenize": False, "stop_token_ids": job["ends"]}
     params = [
-        SamplingParams(n=len(seeds), **shared, **needed, **({"seed": seeds[0]} if needed else {}))
+        SamplingParams(
+            n=len(seeds),
+            **shared,
+            seed=seeds[0] if "seeds" in needs else None,
+            logprobs=0 if "log-probs" in needs else None,
+        )
         for seeds in job["seeds"]
     ]
     prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]

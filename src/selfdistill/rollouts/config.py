@@ -86,7 +86,7 @@ class RolloutsConfig(BaseModel):
     """Warn when the engine's log-probabilities differ from the trainer's by more than this (nats, mean per token)."""
     handshake_tolerance: float | None = Field(default=None, gt=0)
     """Largest mean difference (nats) between engine and trainer on the fixed text that proves a sync; null: 1e-3 in
-    float32, 0.05 in bfloat16."""
+    float32, 0.2 in bfloat16."""
     batch_tokens: int = Field(65_536, ge=1)
     """transformers: bounds the cache: responses generated side by side x (prompt + new tokens)."""
     max_rows: int = Field(256, ge=1)

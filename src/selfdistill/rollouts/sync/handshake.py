@@ -37,7 +37,8 @@ PREFIXES = 16
 _SHORT, _LONG = 48, 144
 """Tokens: all prefixes but one lie within the first; the last is longer than a block of vLLM's prefix cache (16 tokens
 on GPUs, 128 on CPUs), so that a cache with other weights' keys would show."""
-_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
+"""Nats. In bfloat16 two correct engines differ by 0.03 to 0.06 on average (SmolLM2, with and without adapters)."""
 
 
 class Stale(RolloutError):
