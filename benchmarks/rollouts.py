@@ -6,7 +6,7 @@ Needs vLLM (`make vllm` installs the CPU build into an environment of its own). 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,61 +41,69 @@ class RolloutSettings(Settings):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the tables, write the file."""
+    """Measure, print the tables, write the file; after each section, because later ones break things on purpose."""
     settings, run = parse("rollouts", RolloutSettings, __doc__, arguments)
     device = settings.prepare()
     install = find_vllm()
     if install is None:
         print("vLLM is not installed, so there is nothing to measure; make vllm installs the CPU build")
         return
-    results = measure(settings, run, install)
-    if "speed" in results:
-        title = f"{settings.model}, {settings.dtype}, {settings.rows} rows, {settings.threads} cores"
-        print(table(title, SPEED_HEADER, speed_rows(results["speed"])))
-    if "sync" in results:
-        print(table("Adapter alone against all weights, merged", SYNC_HEADER, sync_rows(results["sync"])))
-    for name in ("drift", "logprobs"):
-        if name in results:
-            print(f"\n{name}: {results[name]}")
-    if "faults" in results:
-        print(table("Faults", FAULT_HEADER, [fault_row(one) for one in results["faults"]]))
-    figures = results | {"vllm": {"distribution": install.distribution, "version": install.version}}
-    write_results(run.output, "rollouts", asdict(settings) | {"run": run.as_data()}, device, figures)
+    figures: dict[str, Any] = {"vllm": {"distribution": install.distribution, "version": install.version}}
+    for name, found in measure(settings, run, install):
+        figures[name] = found
+        show(name, found, settings)
+        write_results(run.output, "rollouts", asdict(settings) | {"run": run.as_data()}, device, figures)
 
 
-def measure(settings: RolloutSettings, run: Run, install: VllmInstall) -> dict[str, Any]:
-    """Return the figures of every section that is asked for."""
+def show(name: str, found: Any, settings: RolloutSettings) -> None:
+    """Print one section's table."""
+    match name:
+        case "speed":
+            title = f"{settings.model}, {settings.dtype}, {settings.rows} rows, {settings.threads} cores"
+            print(table(title, SPEED_HEADER, speed_rows(found)), flush=True)
+        case "sync":
+            print(table("Adapter alone against all weights, merged", SYNC_HEADER, sync_rows(found)), flush=True)
+        case "faults":
+            print(table("Faults", FAULT_HEADER, [fault_row(one) for one in found]), flush=True)
+        case _:
+            print(f"\n{name}: {found}", flush=True)
+
+
+def measure(settings: RolloutSettings, run: Run, install: VllmInstall) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the figures of every section that is asked for."""
     from benchmarks import rollouts_faults, rollouts_speed, rollouts_sync
 
     common: dict[str, Any] = {"max_model_len": 1024}
     if install.cpu:
         common |= {"enforce_eager": True, "kv_cache_memory_bytes": settings.cache_gib * 2**30}
         common["enable_chunked_prefill"] = False  # seeded requests need that on a CPU
-    wanted, results = set(settings.sections.split(",")), {}
+    wanted = set(settings.sections.split(","))
     if "speed" in wanted:
         from selfdistill.rollouts.sync import base_folder
 
         job = rollouts_speed.make_job(settings.model, settings.dtype, settings.rows, settings.new_tokens, common)
         with tempfile.TemporaryDirectory() as folder:
             source = base_folder(job.policy, Path(folder) / "base")
-            results["speed"] = rollouts_speed.measure(job, run, install, source)
+            yield "speed", rollouts_speed.measure(job, run, install, source)
     if "sync" in wanted:
         repeats = max(2, run.repeats)
         measured = rollouts_sync.adapters_against_weights(
             install, settings.model, settings.dtype, settings.rank, repeats, common
         )
-        results["sync"] = {settings.model: measured, "computed": rollouts_sync.published_sizes()}
-    if "drift" in wanted:
-        results["drift"] = rollouts_sync.many_syncs(install, settings.syncs, common)
-        results["drift"]["merging_in_bf16"] = rollouts_sync.merged_drift(settings.syncs)
+        yield "sync", {settings.model: measured, "computed": rollouts_sync.published_sizes()}
     if "logprobs" in wanted:
-        results["logprobs"] = {
-            f"{settings.model}, {dtype}": rollouts_sync.logprob_difference(install, settings.model, dtype, common)
-            for dtype in ("float32", "bfloat16")
-        }
+        yield (
+            "logprobs",
+            {
+                f"{settings.model}, {dtype}": rollouts_sync.logprob_difference(install, settings.model, dtype, common)
+                for dtype in ("float32", "bfloat16")
+            },
+        )
+    if "drift" in wanted:
+        drift = rollouts_sync.many_syncs(install, settings.syncs, common)
+        yield "drift", drift | {"merging_in_bf16": rollouts_sync.merged_drift(settings.syncs)}
     if "faults" in wanted:
-        results["faults"] = rollouts_faults.measure(install, common)
-    return results
+        yield "faults", rollouts_faults.measure(install, common)
 
 
 def speed_rows(speed: Mapping[str, Sequence[Mapping[str, float]]]) -> list[list[str]]:

@@ -140,3 +140,31 @@ def test_lengths_are_log_normal_with_a_median_of_a_quarter(monkeypatch: pytest.M
     lengths = importlib.import_module("benchmarks.update_batch").log_normal_lengths(32, 220)
     assert max(lengths) == 220 and sorted(lengths)[15] <= 55 <= sorted(lengths)[16]
     assert sum(lengths) == pytest.approx(2184, rel=0.02)
+
+
+def test_rollouts_say_what_is_missing_where_vllm_is_not_installed(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = importlib.import_module("benchmarks.rollouts")
+    monkeypatch.setattr(module, "find_vllm", lambda: None)
+    threads = torch.get_num_threads()
+    try:
+        module.main(["--quick", "--threads", "1", "--output", str(tmp_path / "rollouts.json")])
+    finally:
+        torch.set_num_threads(threads)
+    assert "make vllm" in capsys.readouterr().out
+    assert not (tmp_path / "rollouts.json").exists()
+
+
+def test_the_tables_of_rollouts_take_ratios_within_a_round_and_show_what_was_lost(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = importlib.import_module("benchmarks.rollouts")
+    speed = {
+        "vLLM, bare": [{"tokens": 100, "seconds": 1.0}, {"tokens": 100, "seconds": 2.0}],
+        "ours, server": [{"tokens": 90, "seconds": 1.0}, {"tokens": 90, "seconds": 2.0}],
+    }
+    assert module.speed_rows(speed)[1][2] == "0.90x (0.90-0.90)"
+    report = {"bytes": 2_000_000, "seconds": 0.5}
+    sync = {"m": {"dtype": "float32", "rank": 8, "adapter": [report], "weights": [report], "times_less_data": 1.0}}
+    assert module.sync_rows(sync)[0][1:4] == ["2.0", "2.0", "1.0x"]
+    outcome = {"fault": "f", "ended": "a | b", "finished_before": 3, "lost": 0, "seconds": 1.0, "limit": 2.0}
+    assert module.fault_row(outcome) == ["f", "a / b", "3", "0", "1.0", "2"]
