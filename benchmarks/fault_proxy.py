@@ -80,7 +80,7 @@ class FaultProxy:
                 )
             else:
                 await self._forward(first, reader, writer, fault)
-        except (ConnectionError, asyncio.IncompleteReadError, OSError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
