@@ -71,13 +71,9 @@ class FaultProxy:
             if fault == "silence":
                 await asyncio.sleep(3600)
             elif fault == "error 500":
-                await _answer(
-                    writer, b"HTTP/1.1 500 Internal Server Error", b'{"error":{"message":"broken on purpose"}}'
-                )
+                await _answer(writer, b"HTTP/1.1 500 Internal Server Error", FAILURE)
             elif fault == "garbage":
-                await _answer(
-                    writer, b"HTTP/1.1 200 OK", b'data: {"choices": [{"index": "x", "token_ids": [-7.5]}]}\n\n'
-                )
+                await _answer(writer, b"HTTP/1.1 200 OK", NONSENSE)
             else:
                 await self._forward(first, reader, writer, fault)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
