@@ -5,13 +5,23 @@ import pytest
 from selfdistill.errors import DataError
 from selfdistill.questions.question import Question
 from selfdistill.rollouts import Completion, Sampling, TransformersSampler
-from selfdistill.rollouts.collect import collect, collect_siblings, reference_rollouts, stream_siblings
+from selfdistill.rollouts.collect import reference_rollouts, stream_siblings
 
 SAMPLING = Sampling(max_new_tokens=6)
 
 
 def question(name: str, text: str = "1+1", solution: str | None = None) -> Question:
     return Question(id=name, messages=({"role": "user", "content": text},), solution=solution)
+
+
+def collect(questions, sampler, chat, *, group_size, **options):
+    return collect_siblings([(asked, range(group_size)) for asked in questions], sampler, chat, **options)
+
+
+def collect_siblings(wanted, sampler, chat, **options):
+    """Return what is streamed as one tuple per question, in sibling order."""
+    done = dict(stream_siblings(wanted, sampler, chat, **options))
+    return [tuple(done[index, place] for place in range(len(own))) for index, (_, own) in enumerate(wanted)]
 
 
 class RecordingSampler:

@@ -65,6 +65,14 @@ def test_pass_rates_and_weights_are_logged() -> None:
     assert logged["weighted_share"] == 0.5
 
 
+def test_what_only_some_verifiers_say_is_averaged_over_the_responses_that_it_is_said_of() -> None:
+    half, whole = Verdict(0.0, False, passed=0.5, well_formed=True), Verdict(1.0, True, "2", passed=1.0)
+    broken = Verdict(0.0, False, passed=0.0, well_formed=False)
+    logged = metrics("grpo", [[None] * 4] * 2, [group("a", [half, whole, broken, RIGHT]), GROUPS[1]])
+    assert (logged["tests_passed"], logged["well_formed"]) == (0.5, 0.5)
+    assert not {"tests_passed", "well_formed"} & metrics("grpo", [[None] * 4] * 2).keys()
+
+
 def test_the_histogram_counts_questions_by_successes_in_the_group() -> None:
     groups = [group("a", [RIGHT] * 7 + [WRONG]), group("b", [WRONG] * 8)]
     assert metrics("grpo", [[None] * 8] * 2, groups)["pass_rate_histogram"] == [1, 0, 0, 0, 0, 0, 0, 1, 0]

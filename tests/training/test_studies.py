@@ -71,7 +71,6 @@ def test_groups_have_a_base_and_folders_each(folder: Path) -> None:
     jobs = jobs_of(Study(study.groups, seeds=1), folder / "out")
     assert list(jobs) == ["a/base", "a/one seed 0", "a/two seed 0", "b/base", "b/one seed 0"]
     assert jobs["b/one seed 0"].folder == folder / "out" / "b" / "one-seed0"
-    assert study.row_names() == ["a/base", "a/one", "a/two", "b/base", "b/one"]
 
 
 @pytest.mark.parametrize(

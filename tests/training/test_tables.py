@@ -121,6 +121,11 @@ def test_several_groups_are_averaged_with_equal_weight_whatever_their_numbers_of
     second = markdown(table).split("\n\n")[1]
     assert rows(second)[0][:2] == ["mean over 2 groups", "avg, %"]
     assert rows(second)[2][0] == "sdpo"
+    first, second = latex(table).split("\n\n")
+    assert first.endswith("\\end{tabular}") and second.startswith(
+        "\\begin{tabular}{lrrrr}\n\\toprule\nmean over 2 groups &"
+    )
+    assert "sdpo & 62.5 [" in second and second.endswith("\\end{tabular}\n")
     means = [row for row in csv.DictReader(io.StringIO(comma_separated(table))) if row["group"] == "mean"]
     assert [(row["run"], row["avg"]) for row in means] == [("base", "18.75"), ("sdpo", "62.5")]
     assert [row["group"] for row in as_rows(table)] == ["a", "a", "a", "b", "b", "mean", "mean"]

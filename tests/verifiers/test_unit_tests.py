@@ -9,6 +9,8 @@ import pytest
 from selfdistill.errors import DataError, SandboxError
 from selfdistill.questions.code import prepare_code
 from selfdistill.questions.question import Question
+from selfdistill.rollouts.rollout import Rollout
+from selfdistill.rollouts.verifying import verifying
 from selfdistill.sandbox import Limits, Sandbox, isolation_available
 from selfdistill.verifiers import UnitTestVerifier
 from selfdistill.verifiers.unit_test_kinds import same_tokens
@@ -333,6 +335,27 @@ def test_verdicts_come_in_order_and_equal_programs_run_once(verifier, monkeypatc
     verdicts = verifier.verify(asked, [f"```python\n{program}\n```" for program in programs * 2])
     assert [verdict.success for verdict in verdicts] == [True, False, True, False, True, False]
     assert len(ran) == 4
+
+
+HOSTILE = (
+    "import os\nwhile True:\n    os.fork()",
+    "import os, signal\nos.kill(-1, signal.SIGKILL)\nos.kill(os.getppid(), signal.SIGKILL)",
+    "held = []\nwhile True:\n    held.append('x' * 10**7)",
+    "import sys\nwhile True:\n    sys.stdout.write('{}' * 10**6)",
+    "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+)
+
+
+def test_hostile_programs_spoil_no_verdict_beside_them_nor_the_next_batch(verifier):
+    right = "def f(x):\n    return x"
+    programs = [program for one in HOSTILE for program in (right, one)]
+    asked = asserts("assert f(1) == 1")
+    for batch in (programs, [right] * 3):
+        with verifying(verifier) as verified:
+            for place, program in enumerate(batch):
+                verified.add((0, place), Rollout(asked, place, (), (), None, f"```python\n{program}\n```", "stop"))
+            [group] = verified.groups(1, len(batch))
+        assert [verdict.success for verdict in group.verdicts] == [program == right for program in batch]
 
 
 def test_any_thread_may_ask_and_close_may_be_followed_by_more():

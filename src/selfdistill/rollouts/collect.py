@@ -18,78 +18,6 @@ from selfdistill.rollouts.rollout import Rollout
 from selfdistill.rollouts.sampler import Completion, Place, Sampler, Sampling
 
 
-def collect(
-    questions: Sequence[Question],
-    sampler: Sampler,
-    chat: ChatFormat,
-    *,
-    group_size: int,
-    sampling: Sampling,
-    seed: int,
-    stream: Sequence[object],
-    thinking: bool | None = None,
-    max_prompt_tokens: int | None = None,
-    on_tokens: Callable[[int], None] | None = None,
-) -> list[tuple[Rollout, ...]]:
-    """Sample ``group_size`` responses to every question; one tuple per question, in sibling order.
-
-    Args:
-        questions: what is asked. A question that comes twice gets different responses the second time.
-        sampler: draws the completions.
-        chat: renders the prompts and decodes the responses.
-        group_size: G, responses per question.
-        sampling: how to draw.
-        seed: the run's seed.
-        stream: names this round of sampling, for example ``("train", step)``; another stream, other responses.
-        thinking: the student's thinking mode, where the template has one.
-        max_prompt_tokens: longest rendered prompt that is accepted.
-        on_tokens: called with the number of tokens that have just been drawn.
-
-    Raises:
-        DataError: a prompt is longer than ``max_prompt_tokens``.
-    """
-    return collect_siblings(
-        [(question, range(group_size)) for question in questions],
-        sampler,
-        chat,
-        sampling=sampling,
-        seed=seed,
-        stream=stream,
-        thinking=thinking,
-        max_prompt_tokens=max_prompt_tokens,
-        on_tokens=on_tokens,
-    )
-
-
-def collect_siblings(
-    wanted: Sequence[tuple[Question, Sequence[int]]],
-    sampler: Sampler,
-    chat: ChatFormat,
-    *,
-    sampling: Sampling,
-    seed: int,
-    stream: Sequence[object],
-    thinking: bool | None = None,
-    max_prompt_tokens: int | None = None,
-    on_tokens: Callable[[int], None] | None = None,
-) -> list[tuple[Rollout, ...]]:
-    """Like :func:`collect`, for chosen siblings of each question."""
-    done = dict(
-        stream_siblings(
-            wanted,
-            sampler,
-            chat,
-            sampling=sampling,
-            seed=seed,
-            stream=stream,
-            thinking=thinking,
-            max_prompt_tokens=max_prompt_tokens,
-            on_tokens=on_tokens,
-        )
-    )
-    return [tuple(done[index, place] for place in range(len(siblings))) for index, (_, siblings) in enumerate(wanted)]
-
-
 def stream_siblings(
     wanted: Sequence[tuple[Question, Sequence[int]]],
     sampler: Sampler,
@@ -104,6 +32,19 @@ def stream_siblings(
     on_tokens: Callable[[int], None] | None = None,
 ) -> Generator[tuple[Place, Rollout], None, None]:
     """Yield rollouts as they finish, each with the indices of its question and of its sibling in ``wanted``.
+
+    Args:
+        wanted: what is asked, and which siblings of each. A question that comes twice gets different responses the
+            second time.
+        sampler: draws the completions.
+        chat: renders the prompts and decodes the responses.
+        sampling: how to draw.
+        seed: the run's seed.
+        stream: names this round of sampling, for example ``("train", step)``; another stream, other responses.
+        thinking: the student's thinking mode, where the template has one.
+        max_prompt_tokens: longest rendered prompt that is accepted.
+        logprobs: whether the rollouts need log-probabilities.
+        on_tokens: called with the number of tokens that have just been drawn.
 
     Raises:
         DataError: a prompt is longer than ``max_prompt_tokens``; before anything is sampled.

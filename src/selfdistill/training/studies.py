@@ -70,10 +70,6 @@ class Study:
     against: str | None = None
     """The row that the others are compared with, besides the base."""
 
-    def row_names(self) -> list[str]:
-        """Return what ``--row`` takes, each group's base first."""
-        return [group.path(name) for group in self.groups for name in (BASE, *(row.name for row in group.rows))]
-
 
 class RowFile(BaseModel):
     """A row of a study file."""

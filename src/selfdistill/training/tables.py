@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -106,15 +106,14 @@ class Table:
 
 def markdown(table: Table) -> str:
     """Return the table for people and pages."""
-    header = table.header()
-    rows = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    rows += [f"| {' | '.join(table.cells(line))} |" for line in table.lines]
+    rows = _pipes([table.header(), *(table.cells(line) for line in table.lines)])
+    means = _average_rows(table)
     caption = [table.caption, ""] if table.caption else []
-    return "\n".join([*caption, *rows, *_average_rows(table), "", *table.notes()]) + "\n"
+    return "\n".join([*caption, *rows, *(["", *_pipes(means)] if means else []), "", *table.notes()]) + "\n"
 
 
-def _average_rows(table: Table) -> list[str]:
-    """Return the second table of a study with several groups."""
+def _average_rows(table: Table) -> list[list[str]]:
+    """Return the second table of a study with several groups, its header first; nothing for other studies."""
     means = table.averages()
     if not means:
         return []
@@ -130,19 +129,31 @@ def _average_rows(table: Table) -> list[str]:
         ]
         for one in means
     ]
-    return ["", f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return [header, *rows]
+
+
+def _pipes(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows, the header first, as Markdown."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
 
 
 def latex(table: Table) -> str:
-    """Return the table as a ``tabular`` with booktabs' rules; the notes are comments."""
+    """Return the table as ``tabular`` with booktabs' rules, the means over groups as a second; notes are comments."""
     header = table.header()
-    names = 2 if header[0] == "group" else 1
-    rows = [header, *(table.cells(line) for line in table.lines)]
-    text = [f"{' & '.join(cell.translate(_LATEX) for cell in row)} \\\\" for row in rows]
     comments = [f"% {note}" for note in (table.caption, *table.notes()) if note]
-    columns = "l" * names + "r" * (len(header) - names)
-    body = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", text[0], "\\midrule", *text[1:], "\\bottomrule"]
-    return "\n".join([*comments, *body, "\\end{tabular}"]) + "\n"
+    text = _tabular([header, *(table.cells(line) for line in table.lines)], names=2 if header[0] == "group" else 1)
+    means = _average_rows(table)
+    # The empty line is a paragraph's end: the second one stands below the first, not beside it.
+    return "\n".join([*comments, *text, *(["", *_tabular(means, names=1)] if means else [])]) + "\n"
+
+
+def _tabular(rows: Sequence[Sequence[str]], names: int) -> list[str]:
+    """Return rows, the header first, as a ``tabular`` whose first ``names`` columns are text."""
+    text = [f"{' & '.join(cell.translate(_LATEX) for cell in row)} \\\\" for row in rows]
+    columns = "l" * names + "r" * (len(rows[0]) - names)
+    body = ["\\toprule", text[0], "\\midrule", *text[1:], "\\bottomrule"]
+    return [f"\\begin{{tabular}}{{{columns}}}", *body, "\\end{tabular}"]
 
 
 def comma_separated(table: Table) -> str:
