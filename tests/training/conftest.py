@@ -15,7 +15,7 @@ from selfdistill.errors import RolloutError
 from selfdistill.rollouts import TransformersSampler
 from selfdistill.rollouts.sampler import Engine, SyncReport
 from selfdistill.training import evaluating
-from selfdistill.training import run as run_module
+from selfdistill.training import start as start_module
 from selfdistill.training.evaluating import fingerprint
 from selfdistill.training.recipe import Recipe, load_recipe
 
@@ -112,12 +112,12 @@ def engines(monkeypatch):
     """Let runs have a :class:`Remote` each; the list of those that were made, and what the next one gets."""
     made: list[Remote] = []
 
-    def make(policy, recipe, folder):
+    def make(policy, recipe, folder, world=None):
         made.append(Remote(policy, recipe, made_with.pop("faults", None)))
         made_with.pop("then", lambda engine: None)(made[-1])
         return made[-1]
 
     made_with: dict[str, Any] = {}
-    monkeypatch.setattr(run_module, "make_engine", make)
+    monkeypatch.setattr(start_module, "make_engine", make)
     monkeypatch.setattr(evaluating, "make_engine", make)
     return made, made_with

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from selfdistill.checkpoints import CheckpointFolder, read_checkpoint
 from selfdistill.errors import RolloutError, TrainingError
 from selfdistill.rollouts import Completion
 from selfdistill.training import ahead as ahead_module
 from selfdistill.training import run as run_module
-from selfdistill.training.checkpoint import STATE, checkpoints
 from selfdistill.training.evaluating import fingerprint
 from selfdistill.training.progress import NullProgress
 from selfdistill.training.run import start, take_step, train
@@ -38,7 +38,7 @@ def metrics_of(recipe) -> list[dict[str, Any]]:
 
 
 def weights_of(recipe) -> dict[str, torch.Tensor]:
-    return torch.load(checkpoints(RunFolder(recipe.folder).checkpoints)[-1] / STATE, weights_only=True)["model"]
+    return read_checkpoint(CheckpointFolder(RunFolder(recipe.folder).checkpoints).newest).weights
 
 
 def assert_same_weights(first, second) -> None:

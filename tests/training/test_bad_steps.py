@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from selfdistill.checkpoints import CheckpointFolder
 from selfdistill.errors import TrainingError
 from selfdistill.teachers.weights import snapshot
 from selfdistill.training import loop
-from selfdistill.training.checkpoint import checkpoints
 from selfdistill.training.progress import NullProgress
 from selfdistill.training.run import start, take_step, train
 from selfdistill.training.run_folder import RunFolder
@@ -87,7 +87,7 @@ def test_several_in_a_row_end_the_run_with_the_reason_and_it_can_be_resumed(make
     assert "loss or gradient was not finite for 3 steps in a row (last loss nan" in said
     assert "lower train.learning_rate (now 0.001)" in said and "\n" not in said
     folder = RunFolder(recipe.folder)
-    assert [path.name for path in checkpoints(folder.checkpoints)] == ["step-000004"]
+    assert CheckpointFolder(folder.checkpoints).steps() == [4]
     monkeypatch.undo()
     result = train(make_recipe(*overrides, "train.max_bad_steps=9"), resume=True)
     assert (result.step, result.finished) == (6, True)

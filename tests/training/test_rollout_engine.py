@@ -6,14 +6,15 @@ The engine here is the transformers one on a copy of the model that follows at e
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
 import torch
 
+from selfdistill.checkpoints import CheckpointFolder, read_checkpoint
 from selfdistill.errors import RolloutError
-from selfdistill.training import run as run_module
-from selfdistill.training.checkpoint import STATE, checkpoints
+from selfdistill.training import start as start_module
 from selfdistill.training.evaluating import evaluate_recipe
 from selfdistill.training.progress import NullProgress
 from selfdistill.training.run import train
@@ -33,7 +34,7 @@ def metrics_of(recipe) -> list[dict[str, Any]]:
 
 
 def weights_of(recipe) -> dict[str, torch.Tensor]:
-    return torch.load(checkpoints(RunFolder(recipe.folder).checkpoints)[-1] / STATE, weights_only=True)["model"]
+    return read_checkpoint(CheckpointFolder(RunFolder(recipe.folder).checkpoints).newest).weights
 
 
 def assert_same_weights(first, second) -> None:
@@ -107,7 +108,7 @@ def test_a_dying_engine_leaves_a_checkpoint_and_all_that_had_finished(engines, m
         f"kept in {str(recipe.folder)!r}, go on with --resume"
     )
     assert made[1].closed == 1
-    assert checkpoints(RunFolder(recipe.folder).checkpoints)[-1].name == "step-000001"
+    assert CheckpointFolder(RunFolder(recipe.folder).checkpoints).newest.name == "step-000001"
     assert train(recipe, resume=True).finished
     assert made[2].versions[0] == "step-000001" and made[2].asked[0] == 8 - drawn
     assert_same_weights(recipe, undisturbed)
@@ -136,8 +137,7 @@ def test_a_journal_of_another_step_than_the_checkpoint_s_is_discarded(engines, m
     made_with["faults"] = {3: 6}
     with pytest.raises(RolloutError):
         train(recipe)
-    newest = checkpoints(RunFolder(recipe.folder).checkpoints)[-1]
-    (newest / STATE).unlink()
+    shutil.rmtree(CheckpointFolder(RunFolder(recipe.folder).checkpoints).newest)
     train(recipe, resume=True)
     assert made[1].asked == [8, 8, 8]  # two steps, and the evaluation in the end
     assert journals(recipe) == []
@@ -175,7 +175,7 @@ def test_pass_rates_that_cannot_even_begin_leave_a_run_that_can_be_resumed(engin
 
 def test_the_engine_is_closed_when_a_run_cannot_start(engines, make_recipe, monkeypatch) -> None:
     made, _ = engines
-    monkeypatch.setattr(run_module, "start_teacher", lambda *arguments: pytest.fail("broken"))
+    monkeypatch.setattr(start_module, "start_teacher", lambda *arguments: pytest.fail("broken"))
     with pytest.raises(BaseException, match="broken"):
         train(make_recipe(*SDPO))
     assert made[0].closed == 1

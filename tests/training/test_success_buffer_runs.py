@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from selfdistill.training.checkpoint import STATE, checkpoints
+from selfdistill.checkpoints import CheckpointFolder, read_checkpoint
 from selfdistill.training.progress import NullProgress
 from selfdistill.training.run import start, take_step, train
 from selfdistill.training.run_folder import RunFolder
@@ -82,12 +82,12 @@ def test_a_stopped_and_resumed_run_shows_what_an_undisturbed_one_shows(make_reci
     train(recipes[0])
     for step in (1, 3):
         train(recipes[1], resume=step > 1, stop_after=step)
-    content = torch.load(checkpoints(RunFolder(recipes[1].folder).checkpoints)[-1] / STATE, weights_only=True)
-    assert len(content["successes"]) > 0
+    saved = read_checkpoint(CheckpointFolder(RunFolder(recipes[1].folder).checkpoints).newest)
+    assert len(saved.manifest.successes) > 0
     train(recipes[1], resume=True)
     whole, resumed = (RunFolder(recipe.folder) for recipe in recipes)
     assert whole.rollouts.read_bytes() == resumed.rollouts.read_bytes()
-    states = [torch.load(checkpoints(one.checkpoints)[-1] / STATE, weights_only=True) for one in (whole, resumed)]
-    assert states[0]["successes"] == states[1]["successes"]
-    assert all(torch.equal(states[0]["model"][name], value) for name, value in states[1]["model"].items())
+    states = [read_checkpoint(CheckpointFolder(one.checkpoints).newest) for one in (whole, resumed)]
+    assert states[0].manifest.successes == states[1].manifest.successes
+    assert all(torch.equal(states[0].weights[name], value) for name, value in states[1].weights.items())
     assert any(row["buffered_share"] > 0 for row in read_lines(resumed.metrics))

@@ -6,10 +6,9 @@ import json
 from typing import Any
 
 import pytest
-import torch
 
+from selfdistill.checkpoints import CheckpointFolder, read_checkpoint
 from selfdistill.errors import RecipeError, RolloutError, TrainingError
-from selfdistill.training.checkpoint import STATE, checkpoints
 from selfdistill.training.run import train
 from selfdistill.training.run_folder import RunFolder
 
@@ -94,8 +93,8 @@ def test_the_total_survives_a_stop(make_recipe, unlimited, stop) -> None:
     recipe = make_recipe(*SDPO, f"train.rollout_tokens={totals[2]}")
     stopped = train(recipe, stop_after=stop)
     assert (stopped.step, stopped.finished) == (stop, False)
-    content = torch.load(checkpoints(RunFolder(recipe.folder).checkpoints)[-1] / STATE, weights_only=True)
-    assert content["rollout_tokens"] == totals[stop - 1]
+    saved = read_checkpoint(CheckpointFolder(RunFolder(recipe.folder).checkpoints).newest)
+    assert saved.manifest.rollout_tokens == totals[stop - 1]
     assert train(recipe, resume=True).step == 3
     assert totals_of(recipe) == totals[:3]
 
