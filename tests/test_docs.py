@@ -60,9 +60,12 @@ PAGES = [
             "methods",
             "papers",
             "performance",
+            "planning",
             "recipes",
+            "reliability",
             "rollouts",
             "sandbox",
+            "scaling",
         )
     ),
 ]

@@ -42,7 +42,7 @@ def dry_run(*arguments: str) -> str:
 
 
 @needs_make
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "smollm2", "reasoning-gym"])
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "smollm2", "reasoning-gym", "ray"])
 def test_each_command_makes_the_environment_first(target: str) -> None:
     steps = dry_run(target)
     venv, torch, project = steps.index("-m venv"), steps.index("torch==2.13.0"), steps.index("-c constraints.txt -e")

@@ -32,7 +32,7 @@ from selfdistill.models.embedded import embedded_path
 from selfdistill.questions import load_data
 from selfdistill.rollouts import TransformersSampler
 from selfdistill.rollouts.sampler import Completion
-from selfdistill.training import run as run_module
+from selfdistill.training import start as start_module
 from selfdistill.training.comparison import make_plan
 from selfdistill.training.progress import NullProgress
 from selfdistill.training.recipe import Recipe, load_recipe
@@ -315,7 +315,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     write_rows(tmp_path / "maths", MATHS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        run_module, "make_engine", lambda policy, recipe, folder: Planted(policy.model, policy.chat, max_rows=64)
+        start_module,
+        "make_engine",
+        lambda policy, recipe, folder, world: Planted(policy.model, policy.chat, max_rows=64),
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,14 +1,15 @@
-"""The command line: train, data, evaluate, data, serve, compare, ablate, demo, methods, doctor."""
+"""The command line: train, data, evaluate, difference, export, serve, compare, ablate, demo, methods, doctor."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-from selfdistill import __version__, commands, data_commands, evaluate_commands, study_commands
+from selfdistill import __version__, checkpoint_commands, commands, data_commands, evaluate_commands, study_commands
 from selfdistill.errors import SelfDistillError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"selfdistill {__version__}")
     sub = top.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_train, _data, _evaluate, _difference, _serve, _compare, _ablate, _demo, _methods, _doctor):
+    for add in (_train, _data, _evaluate, _difference, _export, _serve, _compare, _ablate, _demo, _methods, _doctor):
         add(sub)
     return top
 
@@ -69,8 +70,45 @@ def _train(sub: Commands[argparse.ArgumentParser]) -> None:
     )
     command.add_argument("recipe", help="YAML file")
     command.add_argument("overrides", nargs="*", metavar="key=value")
-    command.add_argument("--resume", action="store_true", help="go on with the run in the run folder")
+    going_on = command.add_mutually_exclusive_group()
+    going_on.add_argument("--resume", action="store_true", help="go on with the run in the run folder")
+    going_on.add_argument(
+        "--auto-resume", action="store_true", help="go on if the run folder holds a run, else begin: for requeued jobs"
+    )
+    processes = command.add_argument_group("several processes (torchrun starts them too; see docs/scaling.md)")
+    launcher = processes.add_mutually_exclusive_group()
+    launcher.add_argument("--nproc", type=_positive, metavar="N", help="processes of this machine, one per GPU")
+    launcher.add_argument("--ray", action="store_true", help="workers of a Ray cluster")
+    processes.add_argument(
+        "--restarts", type=_natural, default=0, metavar="K", help="with --nproc: start again so often when one fails"
+    )
+    _ray_options(processes)
     command.set_defaults(run=commands.train, words="overrides")
+
+
+def _ray_options(command: argparse._ArgumentGroup) -> None:
+    command.add_argument("--workers", type=_positive, default=1, metavar="N", help="with --ray (default 1)")
+    command.add_argument(
+        "--address", metavar="ADDRESS", help="with --ray: auto, host:port or ray://host:port (default: a local cluster)"
+    )
+    command.add_argument(
+        "--gpus-per-worker", type=_none_or_more, metavar="G", help="with --ray (default: 1 where there are GPUs)"
+    )
+    command.add_argument(
+        "--cpus-per-worker", type=_none_or_more, default=1.0, metavar="C", help="with --ray (default 1)"
+    )
+    command.add_argument(
+        "--max-failures", type=_natural, default=0, metavar="K", help="with --ray: start all again so often"
+    )
+    command.add_argument(
+        "--placement",
+        choices=("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
+        default="PACK",
+        help="with --ray: how workers are put on nodes (default PACK)",
+    )
+    command.add_argument(
+        "--servers", type=_natural, default=0, metavar="M", help="with --ray: also run so many vLLM servers"
+    )
 
 
 def _evaluate(sub: Commands[argparse.ArgumentParser]) -> None:
@@ -110,6 +148,21 @@ def _difference(sub: Commands[argparse.ArgumentParser]) -> None:
     command.add_argument("--level", type=_share, default=0.95, help="of the intervals (default 0.95)")
     command.add_argument("--out", metavar="FILE", help="also write the comparison as JSON")
     command.set_defaults(run=evaluate_commands.difference, words="none")
+
+
+def _export(sub: Commands[argparse.ArgumentParser]) -> None:
+    command = sub.add_parser(
+        "export",
+        help="a checkpoint of a run as a folder for transformers or PEFT",
+        description="Write the model, or the adapters, of a run's checkpoint into a new folder that from_pretrained "
+        "loads, with a model card. Needs no GPU, and one process, however many wrote the checkpoint.",
+    )
+    command.add_argument("target", metavar="RUN", help="run folder")
+    command.add_argument("--out", required=True, metavar="FOLDER", help="new folder of the model")
+    command.add_argument(
+        "--checkpoint", default="last", metavar="WHICH", help="last (default), best (by avg@k), or a step"
+    )
+    command.set_defaults(run=checkpoint_commands.export, words="none")
 
 
 def _data(sub: Commands[argparse.ArgumentParser]) -> None:
@@ -205,8 +258,24 @@ def _methods(sub: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _doctor(sub: Commands[argparse.ArgumentParser]) -> None:
-    command = sub.add_parser("doctor", help="what is installed, which device, what would not work and the remedy")
-    command.set_defaults(run=commands.doctor, words="none")
+    command = sub.add_parser(
+        "doctor",
+        help="what is installed and what would not work; of a recipe: will it fit, and how long is a step",
+        description="Without a recipe: what is installed, which device, what would not work and the remedy. With one: "
+        "its memory, its tokens and its time per step, measured here if possible, and what to change if it does not "
+        "fit (exit code 1). Nothing is trained or saved.",
+    )
+    command.add_argument("recipe", nargs="?", help="YAML file")
+    command.add_argument("overrides", nargs="*", metavar="key=value")
+    command.add_argument("--gpus", type=_positive, default=1, metavar="N", help="GPUs of one node (default 1)")
+    command.add_argument("--gpu-memory", type=_above_zero, metavar="GIB", help="of one GPU (default: what is here)")
+    measured = command.add_mutually_exclusive_group()
+    measured.add_argument(
+        "--measure", type=_above_zero, metavar="SECONDS", help="to measure for (default 20, if model and data are here)"
+    )
+    measured.add_argument("--no-measure", action="store_true", help="load no weights")
+    command.add_argument("--json", metavar="FILE", help="also write the plan as JSON")
+    command.set_defaults(run=commands.doctor, words="overrides")
 
 
 def _failed(message: str) -> int:
@@ -220,6 +289,26 @@ def _natural(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
     return int(text)
+
+
+def _none_or_more(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
 
 
 def _share(text: str) -> float:

@@ -6,31 +6,67 @@ Heavy imports wait until a command needs them, so that `selfdistill methods` is 
 from __future__ import annotations
 
 import argparse
-import shlex
 import shutil
+from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selfdistill.errors import RecipeError, RolloutError
+
+if TYPE_CHECKING:
+    from selfdistill.training.recipe import Recipe
+    from selfdistill.training.run import RunResult
 
 DEMO = ("paint", "sc_sdpo")
 """The embedded recipes of ``selfdistill demo``."""
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """``selfdistill train RECIPE [key=value ...] [--resume]``."""
-    from selfdistill.evaluation.compare import compare_results
-    from selfdistill.training.progress import make_progress
+    """``selfdistill train RECIPE [key=value ...] [--resume | --auto-resume] [--nproc N | --ray]``."""
+    from selfdistill.parallel.failures import reported
+    from selfdistill.parallel.launch import end_with_launcher, launch
+
+    end_with_launcher()
+    _require_launcher(arguments)
+    if arguments.nproc is not None:
+        how = [flag for flag in ("--resume", "--auto-resume") if getattr(arguments, flag[2:].replace("-", "_"))]
+        words = ["train", arguments.recipe, *arguments.overrides, *how]
+        return launch(words, arguments.nproc, restarts=arguments.restarts)
+    if arguments.ray:
+        from selfdistill.parallel.ray_command import train_on_ray
+
+        return train_on_ray(arguments)
+    return reported(lambda: _train(arguments))
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    """Train in this process, which may be one of several; the first of them speaks to the user."""
+    from selfdistill.parallel.launch import command_line, rank
+    from selfdistill.training.auto_resume import finished_result, has_run, is_restart
+    from selfdistill.training.progress import NullProgress, make_progress
     from selfdistill.training.recipe import load_recipe
     from selfdistill.training.run import train as run
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    with make_progress() as progress:
-        result = run(recipe, resume=arguments.resume, progress=progress)
+    automatic = arguments.auto_resume or is_restart()
+    result = finished_result(recipe) if automatic else None
+    if result is None:
+        resume = has_run(recipe) if automatic else arguments.resume
+        with make_progress() if rank() == 0 else nullcontext(NullProgress()) as progress:
+            result = run(recipe, resume=resume, progress=progress)
+    if rank() == 0:
+        print_result(recipe, result, command_line(["train", arguments.recipe, *arguments.overrides, "--resume"]))
+    return 0
+
+
+def print_result(recipe: Recipe, result: RunResult, again: str) -> None:
+    """Print how a run ended; ``again`` is the command that goes on with one that was stopped."""
+    from selfdistill.evaluation.compare import compare_results
+
     if not result.finished:
-        again = shlex.join(["selfdistill", "train", arguments.recipe, *arguments.overrides, "--resume"])
         print(f"stopped after step {result.step} of {recipe.train.steps}; go on with: {again}")
-        return 0
+        return
     for step, evaluation in sorted(result.evaluations.items()):
         print(f"step {step:>5}  {evaluation}")
     if len(result.evaluations) > 1:
@@ -38,7 +74,20 @@ def train(arguments: argparse.Namespace) -> int:
         change = compare_results(result.evaluations[first], result.evaluations[last], level=recipe.evaluation.level)
         print(f"step {last} against step {first}: {change}")
     print(f"run folder: {result.folder}")
-    return 0
+
+
+def _require_launcher(arguments: argparse.Namespace) -> None:
+    """Refuse an option of a launcher that was not asked for: it would be silently ignored."""
+    of_ray: dict[str, object] = {"workers": 1, "address": None, "gpus_per_worker": None, "cpus_per_worker": 1.0}
+    of_ray |= {"max_failures": 0, "placement": "PACK", "servers": 0}
+    for launcher, wanted, options in (
+        ("--nproc", arguments.nproc is not None, {"restarts": 0}),
+        ("--ray", arguments.ray, of_ray),
+    ):
+        for name, default in options.items():
+            value = getattr(arguments, name)
+            if not wanted and value != default:
+                raise RecipeError(f"--{name.replace('_', '-')} is {value}, but it is for {launcher}; add {launcher}")
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -96,9 +145,13 @@ def methods(arguments: argparse.Namespace) -> int:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """``selfdistill doctor``."""
+    """``selfdistill doctor [RECIPE [key=value ...]]``: this machine, or what a recipe needs."""
     from selfdistill.doctor import report
+    from selfdistill.planning_commands import plan, refuse_options
 
+    if arguments.recipe is not None:
+        return plan(arguments)
+    refuse_options(arguments)
     return report()
 
 

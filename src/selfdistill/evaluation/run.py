@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,11 +20,12 @@ from pydantic.dataclasses import dataclass
 from selfdistill.errors import DataError
 from selfdistill.evaluation.generations import Generation, append_generations, generation, read_generations
 from selfdistill.evaluation.result import EvaluationResult, summarise
+from selfdistill.parallel.world import ALONE, World
 from selfdistill.questions.question import Question
 from selfdistill.rollouts.chat import ChatFormat
 from selfdistill.rollouts.collect import stream_siblings
 from selfdistill.rollouts.rollout import Rollout
-from selfdistill.rollouts.sampler import Place, Sampler, Sampling
+from selfdistill.rollouts.sampler import Place, Sampler, Sampling, draws_from_policy
 from selfdistill.rollouts.thinking import ThinkingBudget
 from selfdistill.rollouts.verifying import verifying
 from selfdistill.validation import PART
@@ -38,6 +40,10 @@ _BACKLOG = 128
 
 _Key = tuple[str, int]
 """Question and sibling."""
+_Wanted = tuple[Question, list[int]]
+"""A question, and the siblings that are to be drawn of it."""
+_Draw = Callable[[Callable[[int], None]], Generator[tuple[Place, Rollout], None, None]]
+"""From whom to tell of the tokens that are drawn to the responses."""
 
 
 def _default_sampling() -> Sampling:
@@ -89,6 +95,7 @@ def evaluate(
     on_tokens: Callable[[int], None] | None = None,
     on_responses: Callable[[int, int, int], None] | None = None,
     about: About | None = None,
+    world: World = ALONE,
 ) -> EvaluationResult:
     """Evaluate a model on questions with unique ids.
 
@@ -105,6 +112,8 @@ def evaluate(
         on_responses: called at the beginning and whenever responses have been verified, with how many are done, how
             many there are to be, and how many tokens those that are done have; what was in the file counts.
         about: what the result says besides its scores.
+        world: processes that share the work, all of which call this; each writes beside ``generations_path`` until the
+            main one joins what they have, and all return the result.
 
     Raises:
         DataError: no questions, duplicate ids, or a generations file of another evaluation.
@@ -112,34 +121,27 @@ def evaluate(
     """
     asked = _checked(questions[: config.questions])
     settings = _settings(config, label)
-    done = {} if generations_path is None else _continued(generations_path, asked, config.samples, seed, settings)
-    lacking = [(question, [s for s in range(config.samples) if (question.id, s) not in done]) for question in asked]
-    wanted = [(question, siblings) for question, siblings in lacking if siblings]
+    done: dict[_Key, Generation] = {}
+    if generations_path is not None:
+        world.main(lambda: _join_parts(generations_path))
+        done = _continued(generations_path, asked, config.samples, seed, settings)
     desk = _Desk(
         verifier,
-        generations_path,
+        None if generations_path is None else _own_path(generations_path, world.rank),
         seed=seed,
         settings=settings,
         done=done,
         total=len(asked) * config.samples,
         on_responses=on_responses,
     )
-
-    def count(tokens: int) -> None:
-        desk.write()
-        if on_tokens is not None:
-            on_tokens(tokens)
-
+    lacking = [(question, [s for s in range(config.samples) if (question.id, s) not in done]) for question in asked]
+    wanted = [(question, siblings) for question, siblings in lacking if siblings]
+    own = _share(wanted, world.rank, world.size if draws_from_policy(sampler) else 1)
+    draw = partial(_responses, own, sampler, chat, config, seed)
     if wanted:
-        # Closed at once when verifying fails: an engine must not go on drawing for nobody.
-        with desk, closing(_responses(wanted, sampler, chat, config, seed, count)) as responses:
-            try:
-                for place, rollout in responses:
-                    desk.take(place, rollout)
-                desk.finish(lambda: count(0))
-            except Exception:  # an engine's fault, or a stop: what has finished is kept
-                desk.finish()
-                raise
+        done.update((one.key, one) for fresh in world.each(lambda: _take_all(draw, desk, on_tokens)) for one in fresh)
+    if generations_path is not None:
+        world.main(lambda: _join_parts(generations_path))
     about = about or About()
     return summarise(
         [done[question.id, sibling] for question in asked for sibling in range(config.samples)],
@@ -149,6 +151,49 @@ def evaluate(
         in_form=about.in_form,
         golds=about.golds(asked),
     )
+
+
+def _share(wanted: Sequence[_Wanted], rank: int, size: int) -> list[_Wanted]:
+    """Return what a process draws: every so many of all responses, so that none has all of the hard questions."""
+    places = [sum(len(siblings) for _, siblings in wanted[:index]) for index in range(len(wanted))]
+    own = [
+        (question, [sibling for turn, sibling in enumerate(siblings, start) if turn % size == rank])
+        for start, (question, siblings) in zip(places, wanted, strict=True)
+    ]
+    return [(question, siblings) for question, siblings in own if siblings]
+
+
+def _own_path(path: Path, rank: int) -> Path:
+    """Return the file that a process writes; the main one writes the evaluation's own."""
+    return path.with_name(f"{path.name}.rank-{rank:05d}") if rank else path
+
+
+def _join_parts(path: Path) -> None:
+    """Put what other processes have written, also before an interruption, into the file of the evaluation."""
+    for part in sorted(path.parent.glob(f"{path.name}.rank-*")):
+        known = {one.key for one in read_generations(path)} if path.exists() else set()
+        append_generations(path, [one for one in read_generations(part) if one.key not in known])
+        part.unlink()
+
+
+def _take_all(draw: _Draw, desk: _Desk, on_tokens: Callable[[int], None] | None) -> list[Generation]:
+    """Draw the responses, and have the desk take in each; what has been verified is written while others are drawn."""
+
+    def count(tokens: int) -> None:
+        desk.write()
+        if on_tokens is not None:
+            on_tokens(tokens)
+
+    # Closed at once when verifying fails: an engine must not go on drawing for nobody.
+    with desk, closing(draw(count)) as responses:
+        try:
+            for place, rollout in responses:
+                desk.take(place, rollout)
+            desk.finish(lambda: count(0))
+        except Exception:  # an engine's fault, or a stop: what has finished is kept
+            desk.finish()
+            raise
+    return desk.fresh
 
 
 def _responses(
@@ -174,18 +219,6 @@ def _responses(
     )
 
 
-def _take_all(responses: Generator[tuple[Place, Rollout], None, None], desk: _Desk) -> None:
-    # Closed at once when verifying fails: an engine must not go on drawing for nobody.
-    with desk, closing(responses):
-        try:
-            for place, rollout in responses:
-                desk.take(place, rollout)
-        except Exception:  # an engine's fault, or a stop: what has finished is kept
-            desk.finish()
-            raise
-        desk.finish()
-
-
 class _Desk:
     """Takes in finished responses; what has been verified is written, and added to what is done.
 
@@ -206,6 +239,8 @@ class _Desk:
     ) -> None:
         self._path, self._seed, self._settings = path, seed, settings
         self._done, self._total, self._on_responses = done, total, on_responses
+        self.fresh: list[Generation] = []
+        """What was taken in here and has been verified."""
         self._tokens = sum(one.tokens or 0 for one in done.values())
         self._verified = verifying(verifier, batch=_VERIFIED_TOGETHER, patience=_VERIFIED_AFTER, backlog=_BACKLOG)
         self._tell()
@@ -231,6 +266,7 @@ class _Desk:
             if self._path is not None:
                 append_generations(self._path, fresh)
             self._done.update((one.key, one) for one in fresh)
+            self.fresh += fresh
             self._tokens += sum(one.tokens or 0 for one in fresh)
             self._tell()
         self._verified.check()

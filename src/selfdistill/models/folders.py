@@ -36,6 +36,20 @@ def complete_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def sweep(target: Path) -> None:
+    """Remove what killed processes left beside ``target``, which nobody may be writing meanwhile.
+
+    A target that had been moved aside when the process was killed gets its name back.
+    """
+    for previous in target.parent.glob(f".{target.name}.previous-*"):
+        if target.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+        else:
+            os.rename(previous, target)
+    for partial in target.parent.glob(f".{target.name}.partial-*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _share(folder: Path) -> None:
     """Give every file a new file's permissions: weights come from temporary files that only their owner can read."""
     probe = folder / f".{uuid.uuid4().hex}"

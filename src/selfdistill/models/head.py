@@ -132,11 +132,22 @@ class MixedProjection:
 
 def backbone_of(model: nn.Module) -> nn.Module:
     """Return the part of a causal language model that ends in its last hidden states (adapters included)."""
-    causal: Any = _unwrapped(model)
+    causal: Any = unwrapped(model)
     backbone = causal.base_model if hasattr(causal, "base_model") else None
     if not isinstance(backbone, nn.Module) or backbone is causal:
         raise ModelError(f"{type(causal).__name__} has no base model under its head; use a transformers causal LM.")
     return backbone
+
+
+BACKBONE = "selfdistill_backbone"
+"""The method of a divided model (:mod:`selfdistill.parallel.sharding`) through which its backbone has to be run."""
+
+
+def run_backbone(model: nn.Module, **inputs: Any) -> Any:
+    """Run the backbone, in a divided model so that weights are brought together for it, and return its output."""
+    own: Any = getattr(unwrapped(model), BACKBONE, None)
+    run: Any = backbone_of(model) if own is None else own
+    return run(**inputs)
 
 
 def projection_of(model: nn.Module) -> Projection:
@@ -145,7 +156,7 @@ def projection_of(model: nn.Module) -> Projection:
     Raises:
         ModelError: there is no output embedding, or an adapter changes it.
     """
-    causal: Any = _unwrapped(model)
+    causal: Any = unwrapped(model)
     head: Any = causal.get_output_embeddings() if hasattr(causal, "get_output_embeddings") else None
     if head is not None and hasattr(head, "modules_to_save"):
         head = head.original_module if head.disable_adapters else head.modules_to_save[head.active_adapters[0]]
@@ -166,15 +177,14 @@ def check_projection(model: nn.Module, projection: Projection, ids: tuple[int, .
     Raises:
         ModelError: they differ by more than rounding, so losses would train another model than the one that is sampled.
     """
-    causal: Any = _unwrapped(model)
+    causal: Any = unwrapped(model)
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
             inputs = torch.tensor([[i % projection.vocabulary for i in ids]], device=projection.weight.device)
             expected = causal(input_ids=inputs, use_cache=False).logits[0].float()
-            backbone: Any = backbone_of(model)
-            hidden = backbone(input_ids=inputs, use_cache=False).last_hidden_state[0]
+            hidden = run_backbone(model, input_ids=inputs, use_cache=False).last_hidden_state[0]
             actual = projection.logits(hidden).float()
     finally:
         model.train(training)
@@ -188,8 +198,8 @@ def check_projection(model: nn.Module, projection: Projection, ids: tuple[int, .
         raise ModelError(f"The projection's logits {difference}; the model's head has a step that is not known here.")
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the transformers model inside a PEFT wrapper (its adapter layers stay in place), or the model itself."""
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the transformers model inside a PEFT wrapper (whose adapter layers stay in place), or the model itself."""
     wrapper: Any = model
     base: nn.Module = wrapper.get_base_model() if hasattr(model, "get_base_model") else model
     return base

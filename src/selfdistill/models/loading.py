@@ -8,7 +8,7 @@ publishes them (arXiv 2604.26573).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,16 +119,19 @@ def load_policy(config: ModelConfig, seed: int, *, keep_adapters: bool = False) 
     return Policy(adapted, tokenizer, chat, config, device)
 
 
-def save_pretrained(policy: Policy, folder: Path, card: str) -> None:
+def save_pretrained(policy: Policy, folder: Path, card: str, state: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write the model as transformers (all weights) or PEFT (adapters) expects it, the tokenizer and a model card.
 
     Complete or absent: a process that is killed meanwhile leaves no half-written folder. ``card`` becomes README.md.
+    ``state`` holds the weights if the model's own do not stand whole on this process.
 
     Raises:
         ModelError: the folder cannot be written.
     """
     # For adapters: the default looks up the base model's vocabulary on the hub.
     extra: dict[str, Any] = {"save_embedding_layers": False} if policy.has_adapters else {}
+    if state is not None:
+        extra["state_dict"] = dict(state)
     try:
         with _no_progress_bars(), complete_folder(folder) as partial:
             policy.model.save_pretrained(str(partial), **extra)

@@ -2,8 +2,10 @@
 
 In: the completions of a sampler, as they stream by. Out: ``pending-NAME.jsonl`` in the run folder, one file per round
 of sampling (a step's batch): a first line that says what it is of, then one line per completion, keyed by its seed.
-A round that is sampled again yields what is in its file and asks the sampler for the rest. What does not fit (another
-step, other settings, a torn last line, anything malformed) is ignored. The file goes when the round's work is done.
+A round that is sampled again yields what is in its file and asks the sampler for the rest; or for all of it, if that
+sampler would draw the rest with other last bits (:func:`selfdistill.rollouts.sampler.draws_whole_rounds`). What does
+not fit (another step, other settings, a torn last line, anything malformed) is ignored. The file goes when the round's
+work is done.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pydantic import TypeAdapter
 
 from selfdistill.errors import TrainingError
 from selfdistill.lines import drop_torn_line
-from selfdistill.rollouts.sampler import Completion, Place, Sampler, Sampling
+from selfdistill.rollouts.sampler import Completion, Place, Sampler, Sampling, draws_whole_rounds
 
 FLUSH_SECONDS = 0.5
 """Between two writes: what a kill can cost."""
@@ -29,13 +31,24 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Journals:
-    """The journals of a run."""
+    """The journals of a run, of which each process writes its own and reads all."""
 
     folder: Path
+    rank: int = 0
 
     def of(self, name: str) -> Path:
-        """Return the file of the round of sampling called ``name``."""
-        return self.folder / f"pending-{name}.jsonl"
+        """Return the file in which this process keeps the round of sampling called ``name``."""
+        return self.folder / (f"pending-{name}.rank-{self.rank:05d}.jsonl" if self.rank else f"pending-{name}.jsonl")
+
+    def all_of(self, name: str) -> list[Path]:
+        """Return the files of all processes, also of those that the run had before it was resumed on fewer."""
+        return sorted(self.folder.glob(f"pending-{name}.*jsonl"))
+
+    def forget(self, name: str) -> None:
+        """Remove the files of a round whose work is done; for the main process."""
+        if self.rank == 0:
+            for path in self.all_of(name):
+                path.unlink(missing_ok=True)
 
     def of_step(self, step: int) -> Path:
         """Return the file of a step's batch; ``step`` steps are done before it."""
@@ -43,8 +56,8 @@ class Journals:
 
     def keep_only_step(self, step: int) -> None:
         """Remove the batches of all other steps: a run that goes on at ``step`` will draw those from other weights."""
-        for path in self.folder.glob("pending-[0-9]*.jsonl"):
-            if path != self.of_step(step):
+        if self.rank == 0:
+            for path in set(self.folder.glob("pending-[0-9]*.jsonl")) - set(self.all_of(f"{step:06d}")):
                 path.unlink(missing_ok=True)
 
 
@@ -75,6 +88,8 @@ class Journaled(Sampler):
     oldest: int | None = None
     """Of the weights that what has been yielded was drawn from."""
     clock: Callable[[], float] = time.monotonic
+    others: Sequence[Path] = ()
+    """Journals of the same round that other processes have written: what is in them is not drawn again."""
 
     def stream(
         self,
@@ -91,7 +106,11 @@ class Journaled(Sampler):
             TrainingError: the journal cannot be written.
         """
         header = _header(self.step, sampling, max(map(len, seeds), default=0))
-        kept = read_journal(self.path, header, range(max(0, self.step - 1), self.step + 1))
+        fits = range(max(0, self.step - 1), self.step + 1)
+        mine = read_journal(self.path, header, fits)
+        kept = {seed: one for path in self.others for seed, one in read_journal(path, header, fits).items()} | mine
+        if draws_whole_rounds(self.sampler) and any(seed not in kept for own in seeds for seed in own):
+            mine, kept = {}, {}
         lacking: list[tuple[int, list[int]]] = []
         for index, own in enumerate(seeds):
             for sibling, seed in enumerate(own):
@@ -103,7 +122,7 @@ class Journaled(Sampler):
                 lacking.append((index, missing))
         if not lacking:
             return
-        writer = _Writer(self.path, header, self.clock, fresh=not kept)
+        writer = _Writer(self.path, header, self.clock, fresh=not mine)
 
         def count(tokens: int) -> None:
             writer.flush_in_time()

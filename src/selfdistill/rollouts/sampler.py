@@ -109,6 +109,9 @@ class SyncReport:
 class Engine(Sampler, Protocol):
     """A sampler that a run owns. It draws from the weights that the policy had at the last :meth:`sync`."""
 
+    in_policy: bool = False
+    """Whether it draws from the policy's own parameters, on every process of a run. Otherwise one process uses it."""
+
     def sync(self, version: str) -> SyncReport | None:
         """Take over the policy's present weights and call them ``version``; None when they are shared anyway.
 
@@ -120,3 +123,16 @@ class Engine(Sampler, Protocol):
     def close(self) -> None:
         """Let go of everything that was started or written for this engine."""
         ...
+
+
+def draws_from_policy(sampler: Sampler) -> bool:
+    """Say whether a sampler draws from the policy's own parameters, see :attr:`Engine.in_policy`."""
+    return bool(getattr(sampler, "in_policy", False))
+
+
+def draws_whole_rounds(sampler: Sampler) -> bool:
+    """Say whether the last bits of a response depend on what is drawn beside it, where a run promises the same bits.
+
+    A round that was cut off is then drawn again as a whole: what is missing alone would come out otherwise.
+    """
+    return bool(getattr(sampler, "whole_rounds", False))

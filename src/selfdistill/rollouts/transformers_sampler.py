@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationMixin
 
 from selfdistill.errors import DataError, RecipeError
@@ -37,6 +39,8 @@ class TransformersSampler(Engine):
         max_rows: most rows side by side.
     """
 
+    in_policy = True
+
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
@@ -50,6 +54,15 @@ class TransformersSampler(Engine):
         self._model: Any = model
         self._chat = chat
         self._limits = Limits(max_rows, batch_tokens)
+
+    @property
+    def whole_rounds(self) -> bool:
+        """On a CPU, where a resumed run is the undisturbed one bit for bit: rows that are decoded together share sums.
+
+        On an accelerator no two runs have the same bits anyway, and finished responses are worth more.
+        """
+        device: torch.device = self._model.get_input_embeddings().weight.device
+        return device.type == "cpu" and self._limits.rows > 1
 
     def stream(
         self,
@@ -116,7 +129,9 @@ def _steps_alone(model: Any) -> bool:
 
     Models that prepare their inputs themselves, or that bring their own code, are left to ``generate``.
     """
-    cls = type(model)
+    cls: Any = next(
+        one for one in type(model).__mro__ if not issubclass(one, FSDPModule)
+    )  # what it was before it was divided
     return (
         cls.__module__.startswith("transformers.")
         and cls.prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation

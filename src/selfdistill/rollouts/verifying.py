@@ -11,11 +11,13 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from selfdistill.errors import DataError
+from selfdistill.questions.question import Question
 from selfdistill.rollouts.rollout import Rollout
 from selfdistill.rollouts.sampler import Place
 from selfdistill.verifiers.verdict import Group, Verdict, Verifier, wants_whole_batches
@@ -26,6 +28,35 @@ lets it use all cores. Verdicts, and a failure, show after every call."""
 CLOSE_SECONDS = 10.0
 """How long a call of the verifier is waited for that nobody wants any more; one that hangs is left behind."""
 _POLL_SECONDS = 0.2
+
+
+Results = dict[Place, tuple[Rollout, Verdict]]
+"""Verified rollouts by question and sibling."""
+
+
+def for_others(results: Results) -> Results:
+    """Return results to be sent to other processes, which know the questions: :func:`groups_of` puts them back."""
+    nobody: Any = None
+    return {place: (replace(rollout, question=nobody), verdict) for place, (rollout, verdict) in results.items()}
+
+
+def joined(parts: Iterable[Results]) -> Results:
+    """Return what several processes have verified, each its own places."""
+    return {place: done for part in parts for place, done in part.items()}
+
+
+def groups_of(results: Results, questions: Sequence[Question], siblings: int) -> list[Group]:
+    """Return one group per question, in order.
+
+    Raises:
+        KeyError: a place lacks.
+    """
+    groups = []
+    for index, question in enumerate(questions):
+        rollouts, verdicts = zip(*(results[index, sibling] for sibling in range(siblings)), strict=True)
+        own = (one if one.question is question else replace(one, question=question) for one in rollouts)
+        groups.append(Group(question, tuple(own), verdicts))
+    return groups
 
 
 class Verifying(ABC):
@@ -100,15 +131,16 @@ class Verifying(ABC):
             SelfDistillError: what the verifier raised.
             DataError: the verifier did not return one verdict per response.
         """
+        results = self.results()
+        asked = [results[index, 0][0].question for index in range(questions)]
+        return groups_of(results, asked, siblings)
+
+    def results(self) -> Results:
+        """Wait, and return everything that was added, by place. Raises as :meth:`groups`."""
         self.wait()
         self.check()
         pairs = zip(self._rollouts, self._verdicts, strict=True)
-        done = {place: (rollout, verdict) for (place, rollout), verdict in pairs}
-        groups = []
-        for index in range(questions):
-            rollouts, verdicts = zip(*(done[index, sibling] for sibling in range(siblings)), strict=True)
-            groups.append(Group(rollouts[0].question, rollouts, verdicts))
-        return groups
+        return {place: (rollout, verdict) for (place, rollout), verdict in pairs}
 
     @abstractmethod
     def _add(self, place: Place, rollout: Rollout) -> None: ...

@@ -7,14 +7,15 @@ no neighbour can shift them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from selfdistill.models.head import backbone_of
+from selfdistill.models.head import run_backbone
+from selfdistill.parallel.sharding import empty_pass
 from selfdistill.scoring.batching import micro_batches, packed_batches
 from selfdistill.scoring.mode import evaluation_mode
 from selfdistill.scoring.packing import packed_states
@@ -67,15 +68,27 @@ def response_states(
     return _plain_states(model, pairs, forwarding)
 
 
-def score_rows(model: nn.Module, pairs: Sequence[TokenPair], forwarding: Forwarding) -> list[Float[Tensor, "n H"]]:
+def score_rows(
+    model: nn.Module,
+    pairs: Sequence[TokenPair],
+    forwarding: Forwarding,
+    together: Callable[[int], int] | None = None,
+) -> list[Float[Tensor, "n H"]]:
     """Return each row's hidden states in the order of ``pairs``: no gradient, ``token_budget`` tokens at a time.
 
     A prompt that several rows share is computed once if ``forwarding.reuse_prefix`` and if the architecture allows it.
+    ``together`` (see :func:`selfdistill.parallel.sharding.scoring`) is for processes that have to keep in step; then no
+    prompt may be shared.
     """
     refuse_empty(pairs)
     with evaluation_mode(model), torch.no_grad():
-        states = shared_row_states(model, pairs, forwarding) if forwarding.reuse_prefix else {}
-        return _completed(model, pairs, forwarding, states)
+        states = shared_row_states(model, pairs, forwarding) if forwarding.reuse_prefix and together is None else {}
+        own = len(row_batches(pairs, forwarding))
+        all_make = own if together is None else together(own)  # before the first pass, which waits for the others'
+        rows = _completed(model, pairs, forwarding, states)
+        for _ in range(all_make - own):
+            empty_pass(model, model_device(model))
+        return rows
 
 
 def _may_share(model: nn.Module, forwarding: Forwarding) -> bool:
@@ -106,6 +119,8 @@ def _padded_states(model: nn.Module, pairs: Sequence[TokenPair], pad_id: int) ->
     input_ids, real = padded_right([read_ids(pair) for pair in pairs], pad_id, model_device(model))
     prompt_lengths = torch.tensor([len(prompt) for prompt, _ in pairs], device=real.device)
     after_prompt = torch.arange(real.shape[1], device=real.device) >= prompt_lengths[:, None] - 1
-    output: Any = backbone_of(model)(input_ids=input_ids, attention_mask=real.long(), use_cache=False, return_dict=True)
+    output: Any = run_backbone(
+        model, input_ids=input_ids, attention_mask=real.long(), use_cache=False, return_dict=True
+    )
     hidden: Tensor = output.last_hidden_state
     return hidden[(real & after_prompt).to(hidden.device)]

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfdistill.errors import ModelError
-from selfdistill.models.head import backbone_of
+from selfdistill.models.head import backbone_of, run_backbone
 from selfdistill.scoring.mode import evaluation_mode
 from selfdistill.scoring.rows import TokenPair, model_device, read_ids
 
@@ -42,7 +42,7 @@ def packed_states(model: nn.Module, pairs: Sequence[TokenPair]) -> Float[Tensor,
     backbone = backbone_of(model)
     if len(pairs) > 1 and _CHECKED.get(backbone) != _attention(backbone):
         check_packing(model)
-    hidden = _end_to_end(backbone, [read_ids(pair) for pair in pairs])
+    hidden = _end_to_end(model, [read_ids(pair) for pair in pairs])
     predicts_response = torch.tensor(
         [inside for prompt, response in pairs for inside in [False] * (len(prompt) - 1) + [True] * len(response)]
     )
@@ -75,9 +75,9 @@ def _rows_mix(model: nn.Module, backbone: nn.Module) -> bool:
     vocabulary = int(config.get_text_config(decoder=True).vocab_size)
     other, row = [[id_ % vocabulary for id_ in ids] for ids in (range(1, 8), range(8, 13))]
     with evaluation_mode(model), torch.no_grad():
-        alone = _end_to_end(backbone, [row])
-        packed = _end_to_end(backbone, [other, row])[len(other) :]
-        following = _end_to_end(backbone, [other + row])[len(other) :]
+        alone = _end_to_end(model, [row])
+        packed = _end_to_end(model, [other, row])[len(other) :]
+        following = _end_to_end(model, [other + row])[len(other) :]
     leaked, visible = ((states - alone).abs().max().item() for states in (packed, following))
     return not leaked <= visible * torch.finfo(alone.dtype).eps ** 0.5
 
@@ -86,12 +86,12 @@ def _attention(backbone: nn.Module) -> str:
     return str(getattr(backbone.config, "_attn_implementation", None))
 
 
-def _end_to_end(backbone: nn.Module, rows: Sequence[Sequence[int]]) -> Float[Tensor, "T H"]:
-    device = model_device(backbone)
+def _end_to_end(model: nn.Module, rows: Sequence[Sequence[int]]) -> Float[Tensor, "T H"]:
+    device = model_device(model)
     ids = torch.tensor([list(chain.from_iterable(rows))])
     positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
-    output: Any = backbone(
-        input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False, return_dict=True
+    output: Any = run_backbone(
+        model, input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False, return_dict=True
     )
     hidden: Tensor = output.last_hidden_state[0]
     return hidden

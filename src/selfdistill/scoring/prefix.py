@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from selfdistill.models.head import backbone_of
+from selfdistill.models.head import backbone_of, run_backbone
 from selfdistill.scoring.batching import micro_batches
 from selfdistill.scoring.rows import TokenPair, model_device, padded_right
 from selfdistill.scoring.settings import Forwarding
@@ -102,21 +102,20 @@ def shared_row_states(
         return {}
     from selfdistill.scoring.architecture import attention_windows  # loads transformers
 
-    backbone = backbone_of(model)
-    windows = attention_windows(backbone)
+    windows = attention_windows(backbone_of(model))
     if windows is None:
         return {}
     states: dict[int, Tensor] = {}
     for group in groups:
-        encoded = _encode(backbone, group.prompts, windows, forwarding.pad_id)
+        encoded = _encode(model, group.prompts, windows, forwarding.pad_id)
         if encoded is None:
             break
-        states |= _group_states(backbone, pairs, group, encoded, forwarding)
+        states |= _group_states(model, pairs, group, encoded, forwarding)
     return states
 
 
 def _group_states(
-    backbone: nn.Module,
+    model: nn.Module,
     pairs: Sequence[TokenPair],
     group: SharedPrompts,
     encoded: EncodedPrompts,
@@ -128,21 +127,21 @@ def _group_states(
     for batch in response_batches(pairs, group, forwarding):
         rows, owners = zip(*batch, strict=True)
         responses = [pairs[row][1] for row in rows]
-        rest = _continue(backbone, encoded, torch.tensor(owners), responses, forwarding.pad_id)
+        rest = _continue(model, encoded, torch.tensor(owners), responses, forwarding.pad_id)
         states.update((row, torch.cat((states[row], after))) for row, after in zip(rows, rest, strict=True))
     return states
 
 
 def _encode(
-    backbone: nn.Module, prompts: Sequence[Sequence[int]], windows: Sequence[Window], pad_id: int
+    model: nn.Module, prompts: Sequence[Sequence[int]], windows: Sequence[Window], pad_id: int
 ) -> EncodedPrompts | None:
     """Forward each prompt once; None if the model does not keep its keys and values in the cache."""
     from selfdistill.scoring.prefix_cache import recorded, recording_cache
 
-    ids, real = padded_right(prompts, pad_id, model_device(backbone))
+    ids, real = padded_right(prompts, pad_id, model_device(model))
     cache = recording_cache(windows)
-    output: Any = backbone(
-        input_ids=ids, attention_mask=real.long(), past_key_values=cache, use_cache=True, return_dict=True
+    output: Any = run_backbone(
+        model, input_ids=ids, attention_mask=real.long(), past_key_values=cache, use_cache=True, return_dict=True
     )
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     layers = recorded(cache, windows, lengths)
@@ -153,7 +152,7 @@ def _encode(
 
 
 def _continue(
-    backbone: nn.Module,
+    model: nn.Module,
     encoded: EncodedPrompts,
     owner: Int[Tensor, " B"],
     responses: Sequence[Sequence[int]],
@@ -162,13 +161,14 @@ def _continue(
     """Forward responses on top of their prompts; return the states that predict all but their first tokens."""
     from selfdistill.scoring.prefix_cache import shared_cache
 
-    device = model_device(backbone)
+    device = model_device(model)
     ids, real = padded_right([response[:-1] for response in responses], pad_id, device)
     prompt_lengths = encoded.lengths[owner]
     longest = int(encoded.lengths.max())
     in_prompt = torch.arange(longest) >= longest - prompt_lengths[:, None]
     positions = prompt_lengths[:, None] + torch.arange(ids.shape[1])
-    output: Any = backbone(
+    output: Any = run_backbone(
+        model,
         input_ids=ids,
         attention_mask=torch.cat((in_prompt.to(device), real), dim=1).long(),
         position_ids=positions.to(device),

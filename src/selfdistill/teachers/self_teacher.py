@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfdistill.models.head import Head, MixedProjection, Projection, projection_of
+from selfdistill.parallel.sharding import scoring, sharding_of
 from selfdistill.scoring.forward import score_rows
 from selfdistill.scoring.rows import TokenPair
 from selfdistill.scoring.settings import Forwarding
@@ -49,9 +50,11 @@ class SelfTeacher:
 
     def score(self, pairs: Sequence[TokenPair], forwarding: Forwarding) -> TeacherScores:
         """Score response tokens given privileged prompts, without gradient, a prompt that rows share only once."""
-        with self.view():
-            projection = _constant(projection_of(self.model))
-            return TeacherScores(score_rows(self.model, pairs, forwarding), projection)
+        with self.view(), scoring(self.model) as together:
+            states = score_rows(self.model, pairs, forwarding, together)
+            return TeacherScores(
+                states, _constant(projection_of(self.model), copied=sharding_of(self.model) is not None)
+            )
 
     def after_step(self) -> None:
         """Follow the student after an optimiser step."""
@@ -160,7 +163,14 @@ def start_teacher(
             return None
 
 
-def _constant(projection: Projection) -> Projection:
-    """Hold on to the head's values as they are now, without gradient: inside a view those are the teacher's."""
+def _constant(projection: Projection, *, copied: bool) -> Projection:
+    """Hold on to the head's values as they are now, without gradient: inside a view those are the teacher's.
+
+    What was brought together from several processes has to be ``copied``: it is let go of at the end of the block.
+    """
+
+    def held(value: Tensor) -> Tensor:
+        return value.detach().clone() if copied else value.detach()
+
     bias = projection.bias
-    return replace(projection, weight=projection.weight.detach(), bias=None if bias is None else bias.detach())
+    return replace(projection, weight=held(projection.weight), bias=None if bias is None else held(bias))

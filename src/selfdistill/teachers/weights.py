@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 Weights = dict[str, Tensor]
 
@@ -23,6 +24,10 @@ def swapped(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     Storages are exchanged, nothing is copied when dtypes agree. Gradients must not be taken inside the block.
     """
     parameters = dict(model.named_parameters())
+    if any(isinstance(value, DTensor) for value in weights.values()):
+        with _exchanged([(parameters[name], value) for name, value in weights.items()]):
+            yield
+        return
     own = {name: parameters[name].data for name in weights}
     try:
         for name, value in weights.items():
@@ -31,6 +36,30 @@ def swapped(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for name, value in own.items():
             parameters[name].data = value
+
+
+@contextmanager
+def _exchanged(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Exchange values that are divided over processes, in place: FSDP remembers where its own lie."""
+
+    @torch.no_grad()
+    def exchange() -> None:
+        for parameter, value in pairs:
+            mine, theirs = local(parameter), local(value)
+            copy = mine.clone()
+            mine.copy_(theirs)
+            theirs.copy_(copy)
+
+    exchange()
+    try:
+        yield
+    finally:
+        exchange()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a tensor that is divided over processes, or the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def adapters_off(model: nn.Module) -> AbstractContextManager[None]:

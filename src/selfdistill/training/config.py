@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from selfdistill.validation import SECTION
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """Share of a moving average that is kept."""
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 class TrainConfig(BaseModel):
@@ -45,6 +46,10 @@ class TrainConfig(BaseModel):
     """Steps between checkpoints; null: only after the last step or on interruption."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """The newest so many stay on disk."""
+    keep_best: bool = True
+    """The checkpoint with the best evaluation (avg@k) stays as well; it is written then, if it was not."""
+    save_asynchronously: bool = True
+    """Training goes on while a checkpoint is written: it waits for a copy in CPU memory only."""
     max_bad_steps: int = Field(default=5, ge=1)
     """So many steps in a row with a non-finite loss or gradient end the run."""
     micro_batch_tokens: int = Field(default=16_384, ge=1)
@@ -94,3 +99,11 @@ class OutputConfig(BaseModel):
     """``sampled``: the first two groups of every step."""
     save_model: bool = True
     """Write ``final/`` for transformers (``from_pretrained``) at the end."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Where metrics are shown besides metrics.jsonl, as a list: ``tensorboard`` (in the run folder), ``wandb``,
+    ``trackio``; needs ``pip install selfdistill[trackers]``."""
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, trackers: Any) -> Any:
+        return (trackers,) if isinstance(trackers, str) else trackers

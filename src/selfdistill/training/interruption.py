@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from selfdistill.parallel.world import StopRequested
+
+__all__ = ["SIGNALS", "StopFlag", "StopRequested", "request_stop"]
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_from_outside = threading.Event()
 
-class StopRequested(Exception):
-    """Work that can be continued (an evaluation) was left because a stop is wanted."""
+
+def request_stop() -> None:
+    """Ask every run of this process to stop, from whichever thread: where no signal arrives (a worker of Ray)."""
+    _from_outside.set()
 
 
 class StopFlag:
     """Whether a stop is wanted."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self._requested = False
+
+    @property
+    def requested(self) -> bool:
+        """Whether one is."""
+        return self._requested or _from_outside.is_set()
+
+    @requested.setter
+    def requested(self, requested: bool) -> None:
+        self._requested = requested
 
     def check(self) -> None:
         """Raise :class:`StopRequested` if a stop is wanted."""

@@ -11,26 +11,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
+from selfdistill.checkpoints import TrainState
 from selfdistill.contexts.rendering import PromptFrame
 from selfdistill.contexts.success_buffer import SuccessBuffer
 from selfdistill.methods.sources import ReferenceSolutions
 from selfdistill.models.loading import Policy
+from selfdistill.parallel.sharding import whole
+from selfdistill.parallel.share import own_siblings
+from selfdistill.parallel.world import ALONE, World
 from selfdistill.questions.question import Question
 from selfdistill.randomness import derive, python_random
 from selfdistill.rollouts.collect import reference_rollouts, stream_siblings
 from selfdistill.rollouts.journal import Journaled, Journals
 from selfdistill.rollouts.mismatch import MismatchAlarm
 from selfdistill.rollouts.rollout import Rollout
-from selfdistill.rollouts.sampler import Engine, Place, Sampler
-from selfdistill.rollouts.verifying import verifying
+from selfdistill.rollouts.sampler import Engine, Place, Sampler, draws_from_policy
+from selfdistill.rollouts.verifying import Verifying, for_others, groups_of, joined, verifying
 from selfdistill.teachers.weights import trainable
 from selfdistill.training.ahead import Ahead, Pending
-from selfdistill.training.checkpoint import TrainState
+from selfdistill.training.budget import Budget
 from selfdistill.training.metrics import Metrics, TokenMeans, batch_metrics, buffer_metrics
 from selfdistill.training.optimizer import learning_rate
 from selfdistill.training.plan import Plan, Row, make_plan
@@ -61,12 +65,20 @@ class Trainer:
     pending: Pending = field(default_factory=Pending)
     prior: Mapping[str, float] | None = None
     """Pass rates from before training, by question id (PACED)."""
+    world: World = ALONE
+    """The processes that share the work."""
+    budget: Budget | None = None
+    """Positions of one forward pass; None: always as the recipe says."""
+    check: Callable[[], None] = lambda: None
+    """Called often; raises StopRequested when a stop is wanted."""
 
     def step(self, state: TrainState) -> tuple[Metrics, Plan]:
         """Take one step: a batch of questions, its rollouts, the update(s) on them. Counts ``state.step`` up.
 
         Raises:
             RolloutError: the engine fails; nothing has been updated then, and what had finished is in the journal.
+            StopRequested: ``check`` asked for a stop; nothing has been updated, and what had finished is kept as well.
+            PeerError: another process of the run has failed.
         """
         clock = Clock(self.progress)
         batch = self.sample(state.step, clock, state.rollout_tokens)
@@ -76,17 +88,18 @@ class Trainer:
         metrics |= self.update(plan, state, clock, batch.age)
         state.successes.add(batch.groups)
         state.rollout_tokens += batch.tokens
-        self.journals.of_step(state.step).unlink(missing_ok=True)
+        self.journals.forget(f"{state.step:06d}")
         state.step += 1
         if warning := self.alarm.text(state.step, metrics.get("sampler_mismatch")):
             self.progress.message(warning)
         counts = {"step": state.step, "rollout_tokens": state.rollout_tokens}
-        return {**counts, **metrics, **clock.metrics()}, plan
+        return {**counts, **metrics, **clock.metrics(self.world)}, plan
 
     def sample(self, step: int, clock: Clock, rollout_tokens: int = 0) -> Batch:
         """Question --sample--> Rollout --verify--> Verdict; with ``rollouts.ahead``, begin the batch after it.
 
-        What has finished is verified while the rest is drawn. ``rollout_tokens`` were sampled before this step.
+        What has finished is verified while the rest is drawn. ``rollout_tokens`` were sampled before this step. With
+        several processes each draws and verifies its share, and all return the whole batch.
         """
         recipe, questions = self.recipe, self.batch(step)
         if isinstance(recipe.method.source, ReferenceSolutions):
@@ -96,22 +109,60 @@ class Trainer:
         if ahead is None:
             self.sync(step, clock)
         source = self._journaled(step, weights=step) if ahead is None else ahead.source
-        size = recipe.method.source.group_size
         with verifying(self.verifier) as verified:
-            with clock.phase("sampling", len(questions) * size * recipe.rollouts.sampling.max_new_tokens) as count:
-                responses = self._responses(step, source if ahead is None else ahead, verified.watching(count))
-                with closing(responses):
-                    for place, rollout in responses:
-                        verified.add(place, rollout)
-            if recipe.rollouts.ahead and not recipe.train.ends_after(step + 1, rollout_tokens + verified.tokens):
+            drawn = self._draw(step, source if ahead is None else ahead, verified, clock)
+            if recipe.rollouts.ahead and not recipe.train.ends_after(step + 1, rollout_tokens + sum(drawn)):
                 self._begin(step + 1, clock)
             with clock.phase("verifying", None):
-                groups = verified.groups(len(questions), size)
+                done = joined(self.world.each(lambda: for_others(verified.results())))
+        groups = groups_of(done, questions, self._group_size)
         metrics: Metrics = {"seconds/verifying_hidden": max(0.0, verified.seconds - clock.seconds["verifying"])}
-        age = 0 if source.oldest is None else step - source.oldest
+        age = max(0 if oldest is None else step - oldest for oldest in self.world.gather(source.oldest))
         if recipe.rollouts.ahead:
             metrics |= {"rollout_age": age, "seconds/sampling_ahead": ahead.seconds if ahead else 0.0}
-        return Batch(groups, verified.tokens, age, metrics)
+        return Batch(groups, sum(drawn), age, metrics)
+
+    def _draw(self, step: int, sampler: Sampler, verified: Verifying, clock: Clock) -> list[int]:
+        """Draw this process's share of the batch, handing it on as it finishes; return the tokens of every process."""
+        share = sum(len(siblings) for _, siblings in self._wanted(step))
+
+        def draw() -> int:
+            with closing(self._responses(step, sampler, verified.watching(self._heeding(count)))) as responses:
+                for (question, _), rollout in responses:
+                    verified.add((question, rollout.sibling), rollout)
+            return verified.tokens
+
+        with clock.phase("sampling", share * self.recipe.rollouts.sampling.max_new_tokens) as count:
+            with self.drawing():
+                return self.world.each(draw)
+
+    def drawing(self) -> AbstractContextManager[None]:
+        """Return a block in which the engine can draw: one that draws from the policy itself needs all its weights."""
+        return whole(self.policy.model) if draws_from_policy(self.sampler) else nullcontext()
+
+    def _heeding(self, on_tokens: Callable[[int], None]) -> Callable[[int], None]:
+        """Return ``on_tokens``, which also raises when a stop is wanted."""
+
+        def heed(tokens: int) -> None:
+            self.check()
+            on_tokens(tokens)
+
+        return heed
+
+    def _wanted(self, step: int) -> list[tuple[Question, list[int]]]:
+        """Return the questions of a step, each with the siblings that this process draws."""
+        questions = self.batch(step)
+        return list(zip(questions, self.own(len(questions), range(self._group_size)), strict=True))
+
+    def own(self, questions: int, siblings: Sequence[int]) -> list[list[int]]:
+        """Return, per question, the siblings that this process draws: all on the main one if the engine is outside."""
+        size = self.world.size if draws_from_policy(self.sampler) else 1
+        return own_siblings(questions, siblings, self.world.rank, size, self.recipe.parallel.groups)
+
+    @property
+    def _group_size(self) -> int:
+        source = self.recipe.method.source
+        return 1 if isinstance(source, ReferenceSolutions) else source.group_size
 
     def sync(self, step: int, clock: Clock) -> None:
         """Give the engine the weights as they are after ``step`` steps, unless it has them."""
@@ -127,14 +178,15 @@ class Trainer:
             raise AssertionError("a batch that has just begun has nothing to show")
 
     def _journaled(self, step: int, weights: int) -> Journaled:
-        return Journaled(self.sampler, self.journals.of_step(step), step, weights)
+        others = self.journals.all_of(f"{step:06d}")
+        return Journaled(self.sampler, self.journals.of_step(step), step, weights, others=others)
 
     def _responses(
         self, step: int, sampler: Sampler, on_tokens: Callable[[int], None] | None
     ) -> Generator[tuple[Place, Rollout], None, None]:
         recipe = self.recipe
         return stream_siblings(
-            [(question, range(recipe.method.source.group_size)) for question in self.batch(step)],
+            self._wanted(step),
             sampler,
             self.policy.chat,
             sampling=recipe.rollouts.sampling,
@@ -162,10 +214,12 @@ class Trainer:
         parts = plan.parts(train.updates_per_batch, method.reduction)
         rate = learning_rate(train, state.step)
         expected = sum(len(row.rollout.response_ids) for rows in parts for row in rows)
-        with clock.phase("update", expected) as count, _training(self.policy, state.step, train.seed):
+        with clock.phase("update", expected) as count, _training(self.policy, state.step, train.seed, self.world.rank):
+            # After a first update of a batch there is no way back; nor may one of several processes fall out of step.
+            heeded = self._heeding(count) if len(parts) == 1 and self.recipe.parallel.reshard == "step" else count
             for number, rows in enumerate(parts):
                 scoring = self._scoring(age, number)
-                outcomes.append(self._optimizer_step(rows, state, scoring, means, rate, count))
+                outcomes.append(self._optimizer_step(rows, state, scoring, means, rate, heeded))
                 if outcomes[-1].applied and state.teacher is not None:
                     state.teacher.after_step()
         skipped = sum(not outcome.applied for outcome in outcomes)
@@ -173,7 +227,7 @@ class Trainer:
             state.teacher.after_batch()
         state.bad_steps = state.bad_steps + 1 if skipped else 0
         state.skipped_updates += skipped
-        return means.means() | {
+        return TokenMeans.joined(self.world.gather(means.state())).means() | {
             "loss": sum(outcome.loss for outcome in outcomes) / len(outcomes),
             "grad_norm": sum(outcome.grad_norm for outcome in outcomes) / len(outcomes),
             "learning_rate": rate,
@@ -189,17 +243,27 @@ class Trainer:
             recipe.scoring,
             on_policy=recipe.train.updates_per_batch == 1 and age == 0,
             drawn="within_batch" if number else "before" if age else "now",
+            world=self.world,
+            groups=recipe.parallel.groups,
         )
 
     def _optimizer_step(
-        self, rows: Sequence[Row], state: TrainState, scoring: Scoring, means: TokenMeans, rate: float, count: Count
+        self,
+        rows: Sequence[Row],
+        state: TrainState,
+        scoring: Scoring,
+        means: TokenMeans,
+        rate: float,
+        on_tokens: OnTokens,
     ) -> Outcome:
         """Take one optimiser step; leave the weights alone when nothing has signal or something is not finite."""
         recipe = self.recipe
         state.optimizer.zero_grad(set_to_none=True)
         if not rows:
             return Outcome(loss=0.0, grad_norm=0.0, applied=True)
-        loss = accumulate_gradients(rows, recipe.method, self.policy, state.teacher, scoring, means, count)
+        loss = accumulate_gradients(
+            rows, recipe.method, self.policy, state.teacher, scoring, means, on_tokens, self.budget
+        )
         norm = gradient_norm(list(trainable(self.policy.model).values()), recipe.train.grad_clip)
         applied = math.isfinite(loss) and math.isfinite(norm)
         if applied:
@@ -220,6 +284,9 @@ class Trainer:
         order = list(range(len(self.questions)))
         python_random(self.recipe.train.seed, "order", epoch).shuffle(order)
         return order
+
+
+OnTokens = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,22 +342,30 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.tokens[name] = self.tokens.get(name, 0) + count.tokens
 
-    def metrics(self) -> Metrics:
-        """Return ``seconds/<phase>``, ``tokens_per_second/<phase>`` and the whole step's."""
-        metrics: Metrics = {f"seconds/{name}": seconds for name, seconds in self.seconds.items()}
-        for name, tokens in self.tokens.items():
-            if tokens:
-                metrics[f"tokens_per_second/{name}"] = tokens / max(self.seconds[name], 1e-9)
-        metrics["seconds/step"] = sum(self.seconds.values())
+    def metrics(self, world: World = ALONE) -> Metrics:
+        """Return ``seconds/<phase>``, ``tokens_per_second/<phase>`` and the whole step's.
+
+        Seconds are those of the slowest process, waiting for others included; tokens those of all together.
+        """
+        clocks = world.gather((self.seconds, self.tokens))
+        seconds = {name: max(own[name] for own, _ in clocks) for name in self.seconds}
+        metrics: Metrics = {f"seconds/{name}": value for name, value in seconds.items()}
+        for name in self.tokens:
+            if tokens := sum(own[name] for _, own in clocks):
+                metrics[f"tokens_per_second/{name}"] = tokens / max(seconds[name], 1e-9)
+        metrics["seconds/step"] = sum(seconds.values())
         return metrics
 
 
 @contextmanager
-def _training(policy: Policy, step: int, seed: int) -> Iterator[None]:
-    """Train with the step's own dropout stream inside the block; leave mode and global generators as they were."""
+def _training(policy: Policy, step: int, seed: int, rank: int) -> Iterator[None]:
+    """Train with the step's own dropout stream inside the block; leave mode and global generators as they were.
+
+    Processes drop different units: they have different rows.
+    """
     was_training = policy.model.training
     with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
-        torch.manual_seed(derive(seed, "dropout", step))
+        torch.manual_seed(derive(seed, "dropout", step, *([rank] if rank else [])))
         policy.model.train()
         try:
             yield

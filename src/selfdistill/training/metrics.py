@@ -82,6 +82,34 @@ class TokenMeans:
         self.add_maximum("sampler_mismatch_max", moved.abs())
         self.add("sampler_kl", k3(moved))
 
+    def state(self) -> dict[str, Any]:
+        """Return what has been counted, as plain numbers that another process can read."""
+        return {
+            "sums": {name: float(total) for name, total in self._sums.items()},
+            "counts": dict(self._counts),
+            "maxima": {name: float(largest) for name, largest in self._maxima.items()},
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Count what :meth:`state` returned, and nothing else."""
+        self._sums, self._maxima = (
+            {name: torch.tensor(value, dtype=torch.float64) for name, value in state[kind].items()}
+            for kind in ("sums", "maxima")
+        )
+        self._counts = defaultdict(int, state["counts"])
+
+    @classmethod
+    def joined(cls, states: Sequence[Mapping[str, Any]]) -> TokenMeans:
+        """Return what several processes have counted together."""
+        joined = cls()
+        for state in states:
+            for name, total in state["sums"].items():
+                joined._sums[name] = joined._sums.get(name, torch.zeros((), dtype=torch.float64)) + total
+                joined._counts[name] += state["counts"][name]
+            for name, largest in state["maxima"].items():
+                joined._maxima[name] = torch.tensor(max(largest, float(joined._maxima.get(name, -math.inf)))).double()
+        return joined
+
     def means(self) -> Metrics:
         """Return the mean, or the maximum, of everything that was counted."""
         means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}

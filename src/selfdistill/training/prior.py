@@ -19,7 +19,7 @@ from selfdistill.errors import TrainingError
 from selfdistill.questions.question import Question
 from selfdistill.rollouts.collect import stream_siblings
 from selfdistill.rollouts.journal import Journaled
-from selfdistill.rollouts.verifying import verifying
+from selfdistill.rollouts.verifying import Results, for_others, groups_of, joined, verifying
 from selfdistill.training.loop import Clock, Trainer
 from selfdistill.training.run_folder import write_json
 from selfdistill.validation import PART
@@ -71,8 +71,9 @@ def measure(trainer: Trainer, path: Path, check: Callable[[], None]) -> Prior | 
     with progress.phase("measuring pass rates before training", total):
         for start in range(0, len(lacking), QUESTIONS):
             prior = _with(prior, lacking[start : start + QUESTIONS], trainer, on_tokens)
-            write_json(path, _ADAPTER.dump_python(prior))
-            trainer.journals.of("prior").unlink(missing_ok=True)
+            if trainer.world.is_main:
+                write_json(path, _ADAPTER.dump_python(prior))
+            trainer.journals.forget("prior")
     seconds, tokens = time.monotonic() - began, prior.tokens - before
     progress.message(
         f"pass rates of {len(prior.pass_rates)} questions before training: {tokens:,} tokens in {seconds:,.1f} s "
@@ -83,25 +84,33 @@ def measure(trainer: Trainer, path: Path, check: Callable[[], None]) -> Prior | 
 
 def _with(prior: Prior, questions: Sequence[Question], trainer: Trainer, on_tokens: Callable[[int], None]) -> Prior:
     """Return ``prior`` with the pass rates of more questions. What the journal has is not drawn again."""
-    rollouts, train = trainer.recipe.rollouts, trainer.recipe.train
+    rollouts, train, world = trainer.recipe.rollouts, trainer.recipe.train, trainer.world
     siblings = range(trainer.recipe.method.weighting.rollouts)
-    with verifying(trainer.verifier) as verified:
-        responses = stream_siblings(
-            [(question, siblings) for question in questions],
-            Journaled(trainer.sampler, trainer.journals.of("prior"), 0, 0),
-            trainer.policy.chat,
-            sampling=rollouts.sampling,
-            seed=train.seed,
-            stream=("prior",),
-            thinking=rollouts.thinking,
-            on_tokens=verified.watching(on_tokens),
-        )
-        with closing(responses):
-            for place, rollout in responses:
-                verified.add(place, rollout)
-        groups = verified.groups(len(questions), len(siblings))
+    journals = trainer.journals
+
+    def draw() -> tuple[Results, int]:
+        with verifying(trainer.verifier) as verified:
+            responses = stream_siblings(
+                list(zip(questions, trainer.own(len(questions), siblings), strict=True)),
+                Journaled(trainer.sampler, journals.of("prior"), 0, 0, others=journals.all_of("prior")),
+                trainer.policy.chat,
+                sampling=rollouts.sampling,
+                seed=train.seed,
+                stream=("prior",),
+                thinking=rollouts.thinking,
+                on_tokens=verified.watching(on_tokens),
+            )
+            with closing(responses):
+                for (index, _), rollout in responses:
+                    verified.add((index, rollout.sibling), rollout)
+            return for_others(verified.results()), verified.tokens
+
+    with trainer.drawing():
+        drawn = world.each(draw)
+    groups = groups_of(joined([results for results, _ in drawn]), questions, len(siblings))
     rates = {group.question.id: group.pass_rate for group in groups}
-    return Prior(tokens=prior.tokens + verified.tokens, pass_rates={**prior.pass_rates, **rates})
+    tokens = sum(tokens for _, tokens in drawn)
+    return Prior(tokens=prior.tokens + tokens, pass_rates={**prior.pass_rates, **rates})
 
 
 def _read(path: Path) -> Prior:

@@ -16,6 +16,7 @@ from selfdistill.methods import Method, as_data, build, with_settings
 from selfdistill.methods.settings import nested
 from selfdistill.methods.sources import ReferenceSolutions
 from selfdistill.models.loading import ModelConfig
+from selfdistill.parallel.config import ParallelConfig
 from selfdistill.questions.config import DataConfig
 from selfdistill.questions.tasks import find_task
 from selfdistill.rollouts.config import RolloutsConfig
@@ -31,12 +32,20 @@ MAY_CHANGE = (
     "evaluate_first",
     "save_every",
     "keep_checkpoints",
+    "keep_best",
+    "save_asynchronously",
     "max_bad_steps",
 )
 """Settings of ``train`` that a resumed run may change: what was done so far would have been the same."""
 
-ENGINE_MAY_CHANGE = ("rollouts.server.", "rollouts.vllm.", "rollouts.mismatch_warning", "rollouts.handshake_tolerance")
-"""Beginnings of the settings of an engine that a resumed run may change: where it is and how long it is waited for."""
+PLACE_MAY_CHANGE = (
+    "parallel.",
+    "rollouts.server.",
+    "rollouts.vllm.",
+    "rollouts.mismatch_warning",
+    "rollouts.handshake_tolerance",
+)
+"""Beginnings of the settings that a resumed run may change because they say where things are and who is waited for."""
 HOTTEST = 2.0
 """The highest temperature that vLLM takes."""
 
@@ -57,6 +66,7 @@ class Recipe(BaseModel):
     rollouts: RolloutsConfig = Field(default_factory=RolloutsConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     scoring: ScoringConfig = Field(default_factory=ScoringConfig)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
 
@@ -207,7 +217,7 @@ def resume_conflicts(before: Recipe, now: Recipe) -> dict[str, tuple[str, str]]:
     return {
         name: both
         for name, both in differing_settings(before, now).items()
-        if name not in free and not name.startswith(ENGINE_MAY_CHANGE)
+        if name not in free and not name.startswith(PLACE_MAY_CHANGE)
     }
 
 

@@ -8,68 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from selfdistill.contexts.success_buffer import start_buffer
 from selfdistill.errors import RolloutError, TrainingError
 from selfdistill.evaluation.result import EvaluationResult
 from selfdistill.evaluation.run import evaluate
-from selfdistill.models.loading import load_policy, save_pretrained
-from selfdistill.questions import LoadedData, load_data
-from selfdistill.rollouts.journal import Journals
-from selfdistill.rollouts.mismatch import MismatchAlarm
-from selfdistill.teachers import start_teacher
+from selfdistill.models.loading import resolve_device, save_pretrained
+from selfdistill.parallel.sharding import exporting, state_of
+from selfdistill.parallel.world import joined, losing_peers
 from selfdistill.training.card import model_card
-from selfdistill.training.checkpoint import TrainState, checkpoint_step, checkpoints, load_checkpoint, save_checkpoint
-from selfdistill.training.engines import make_engine
-from selfdistill.training.interruption import StopFlag, StopRequested
-from selfdistill.training.loop import Clock, Trainer
+from selfdistill.training.interruption import StopRequested
+from selfdistill.training.loop import Clock
 from selfdistill.training.metrics import Metrics, finite
-from selfdistill.training.optimizer import make_optimizer
 from selfdistill.training.plan import Plan
-from selfdistill.training.preflight import check_model, check_questions, data_digest, ignored_settings
-from selfdistill.training.prior import Prior, measure
 from selfdistill.training.progress import NullProgress, Progress
-from selfdistill.training.recipe import Recipe, describe_changes, parse_recipe, resume_conflicts
-from selfdistill.training.recipe_file import read_yaml
-from selfdistill.training.run_folder import RunFolder, write_json
-
-
-@dataclass(slots=True)
-class Run:
-    """A run under way. Leaving its ``with`` block gives up what is being sampled ahead and closes the engine."""
-
-    folder: RunFolder
-    trainer: Trainer
-    state: TrainState
-    data: LoadedData
-    evaluations: dict[int, EvaluationResult] = field(default_factory=dict)
-    """By number of steps done."""
-    stop: StopFlag = field(default_factory=StopFlag)
-
-    @property
-    def recipe(self) -> Recipe:
-        """What is being run."""
-        return self.trainer.recipe
-
-    @property
-    def ended(self) -> bool:
-        """Whether there is no step left to take: all are done, or the budget of sampled tokens is reached."""
-        return self.recipe.train.ends_after(self.state.step, self.state.rollout_tokens)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            self.trainer.pending.cancel()
-        finally:
-            self.trainer.sampler.close()
+from selfdistill.training.recipe import Recipe
+from selfdistill.training.run_folder import write_json
+from selfdistill.training.start import Run, start
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,87 +50,32 @@ def train(
         recipe: what to run; its ``folder`` must be new unless ``resume``.
         resume: continue from the newest checkpoint in the folder (from the beginning when there is none).
         progress: where to show it; nowhere by default.
-        stop_after: stop cleanly, with a checkpoint, once this many steps are done. SIGINT and SIGTERM do the same
-            after the step that is going on, in an evaluation, and in PACED's pass before training.
+        stop_after: stop cleanly, with a checkpoint, once this many steps are done. SIGINT and SIGTERM do the same at
+            once while responses are drawn, and otherwise after the micro-batch that is being made.
 
     Raises:
         SelfDistillError: for everything that is wrong with recipe, data or model (before anything is trained), or when
             the run has to be given up.
         RolloutError: the engine failed; what was reached is saved, and the message says how to go on.
     """
-    try:
-        begun = start(recipe, resume=resume, progress=progress or NullProgress())
-    except StopRequested:
-        return RunResult(recipe.folder, 0, False, {})
-    with begun as run, run.stop.on_signals():
+    with joined(recipe.parallel.timeout_seconds, resolve_device(recipe.model.device).type) as world, losing_peers():
+        resume = world.main(lambda: resume)  # what each finds in a shared folder may differ for a moment
         try:
-            while True:
-                if _evaluation_is_due(run):
-                    evaluate_now(run)
-                if run.ended:
-                    return finish(run)
-                run.stop.check()
-                take_step(run)
-                if run.stop.requested or (stop_after is not None and run.state.step >= stop_after):
-                    return _stopped(run)
+            begun = start(recipe, resume=resume, progress=progress or NullProgress(), world=world)
         except StopRequested:
-            return _stopped(run)
-
-
-def start(recipe: Recipe, *, resume: bool, progress: Progress) -> Run:
-    """Load and check everything, cheapest mistakes first; restore the newest checkpoint if resuming.
-
-    Returns:
-        The run, whose engine is open: use it in a ``with`` block.
-
-    Raises:
-        SelfDistillError: naming what is wrong and the remedy.
-        StopRequested: a signal came in PACED's pass before training; what had finished is kept.
-    """
-    folder, stop = RunFolder(recipe.folder), StopFlag()
-    _check_folder(folder, recipe, resume)
-    data = load_data(recipe.data)
-    for note in data.notes:
-        progress.message(note)
-    if not data.eval:
-        progress.message("there are no held-out questions (data.eval, data.eval_questions): nothing will be evaluated")
-    check_questions(recipe.method, data)
-    policy = load_policy(recipe.model, recipe.train.seed)
-    frame = check_model(policy, recipe, data)
-    for note in ignored_settings(policy, recipe):
-        progress.message(note)
-    _check_steps(folder, recipe)
-    folder.create(recipe.to_yaml(), data_digest(data))
-    engine = make_engine(policy, recipe, folder.path)
-    try:
-        trainer = Trainer(
-            recipe,
-            policy,
-            engine,
-            data.verifier,
-            data.train,
-            frame,
-            progress,
-            journals=Journals(folder.path),
-            alarm=MismatchAlarm(recipe.rollouts.mismatch_warning),
-        )
-        prior = _measure_prior(trainer, folder, stop)
-        if prior is not None:
-            trainer = replace(trainer, prior={question.id: prior.pass_rates[question.id] for question in data.train})
-        state = TrainState(
-            policy.model,
-            make_optimizer(policy.model, recipe.train),
-            start_teacher(recipe.method.teacher, policy.model),
-            rollout_tokens=prior.tokens if prior else 0,
-            successes=start_buffer(recipe.method.context),
-        )
-        run = Run(folder, trainer, state, data, stop=stop)
-        if resume:
-            _restore(run)
-    except BaseException:
-        engine.close()
-        raise
-    return run
+            return RunResult(recipe.folder, 0, False, {})
+        with begun as run, run.stop.on_signals():
+            try:
+                while True:
+                    if _evaluation_is_due(run):
+                        evaluate_now(run)
+                    if run.ended:
+                        return finish(run)
+                    if world.any(run.stop.requested) or (stop_after is not None and run.state.step >= stop_after):
+                        return _stopped(run)
+                    take_step(run)
+            except StopRequested:
+                return _stopped(run)
 
 
 def take_step(run: Run) -> Metrics:
@@ -186,8 +88,8 @@ def take_step(run: Run) -> Metrics:
     config, state = run.recipe.train, run.state
     with _keeping(run):
         metrics, plan = run.trainer.step(state)
-    run.folder.append(run.folder.metrics, [finite(metrics)])
-    run.folder.append(run.folder.rollouts, _rollout_records(run.recipe, state.step, plan))
+    run.world.main(lambda: _write_step(run, metrics, plan))
+    run.trackers.log(metrics, state.step)
     run.trainer.progress.step_line(metrics, config.steps)
     if state.bad_steps >= config.max_bad_steps:
         _save(run)
@@ -198,8 +100,13 @@ def take_step(run: Run) -> Metrics:
             f"{config.learning_rate}) or model.dtype=float32, or go on with --resume and a higher train.max_bad_steps"
         )
     if config.save_every and state.step % config.save_every == 0:
-        _save(run)
+        run.saver.save(state)  # written while the next step is taken
     return metrics
+
+
+def _write_step(run: Run, metrics: Metrics, plan: Plan) -> None:
+    run.folder.append(run.folder.metrics, [finite(metrics)])
+    run.folder.append(run.folder.rollouts, _rollout_records(run.recipe, run.state.step, plan))
 
 
 def evaluate_now(run: Run) -> EvaluationResult:
@@ -221,7 +128,8 @@ def evaluate_now(run: Run) -> EvaluationResult:
     with _keeping(run):
         trainer.pending.wait(run.stop.check)
         trainer.sync(run.state.step, Clock(trainer.progress))
-        with trainer.progress.phase("evaluating", asked * recipe.evaluation.sampling.max_new_tokens):
+        tokens = asked * recipe.evaluation.sampling.max_new_tokens
+        with trainer.progress.phase("evaluating", tokens), trainer.drawing():
             result = evaluate(
                 run.data.eval,
                 trainer.sampler,
@@ -233,9 +141,13 @@ def evaluate_now(run: Run) -> EvaluationResult:
                 label=f"{recipe.name} step {run.state.step}",
                 on_tokens=on_tokens,
                 on_responses=trainer.progress.responses,
+                world=run.world,
             )
-    write_json(folder / "result.json", result.to_json())
+    run.world.main(lambda: write_json(folder / "result.json", result.to_json()))
     run.evaluations[run.state.step] = result
+    run.trackers.log_evaluation(result, run.state.step)
+    if recipe.train.keep_best and run.state.step:
+        run.saver.keep_best(run.state, result.avg.mean)
     trainer.progress.message(f"step {run.state.step}: {result}")
     return result
 
@@ -245,7 +157,8 @@ def finish(run: Run) -> RunResult:
     recipe, state = run.recipe, run.state
     _save(run)
     if recipe.output.save_model:
-        save_pretrained(run.trainer.policy, run.folder.final, model_card(recipe, state.step, run.evaluations))
+        with exporting(state.model):
+            run.world.main(lambda: _save_final(run))
     summary = {
         "finished": True,
         "step": state.step,
@@ -253,8 +166,14 @@ def finish(run: Run) -> RunResult:
         "skipped_updates": state.skipped_updates,
         "evaluations": {str(step): result.to_json() for step, result in sorted(run.evaluations.items())},
     }
-    write_json(run.folder.result, summary)
+    run.world.main(lambda: write_json(run.folder.result, summary))
     return RunResult(run.folder.path, state.step, True, run.evaluations)
+
+
+def _save_final(run: Run) -> None:
+    policy, step = run.trainer.policy, run.state.step
+    card = model_card(run.recipe, step, run.evaluations)
+    save_pretrained(policy, run.folder.final, card, state_of(policy.model) if run.world.size > 1 else None)
 
 
 def _evaluation_is_due(run: Run) -> bool:
@@ -275,14 +194,9 @@ def _keeping(run: Run) -> Iterator[None]:
     except RolloutError as error:
         _save(run)
         raise RolloutError(
-            f"{_without_stop(error)}; the run has stopped after step {run.state.step}: the checkpoint and the finished "
-            f"responses are kept in {str(run.folder.path)!r}, go on with --resume"
+            f"{str(error).rstrip('.')}; the run has stopped after step {run.state.step}: the checkpoint and the "
+            f"finished responses are kept in {str(run.folder.path)!r}, go on with --resume"
         ) from error
-
-
-def _without_stop(error: RolloutError) -> str:
-    """Return the error's text as the beginning of a longer sentence."""
-    return str(error).rstrip(".")
 
 
 def _stopped(run: Run) -> RunResult:
@@ -291,68 +205,10 @@ def _stopped(run: Run) -> RunResult:
 
 
 def _save(run: Run) -> None:
-    save_checkpoint(run.state, run.folder.checkpoints, run.recipe.train.keep_checkpoints)
-
-
-def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
-    there, elsewhere = repr(str(folder.path)), "set output.folder to another place"
-    if not folder.recipe.exists():
-        if resume:
-            raise TrainingError(
-                f"there is no run to resume in {there}; leave out --resume, or set output.folder to the run's folder"
-            )
-        return
-    if not resume:
-        raise TrainingError(f"{there} already holds a run; add --resume to go on with it, or {elsewhere}")
-    changed = resume_conflicts(parse_recipe(read_yaml(folder.recipe), str(folder.recipe)), recipe)
-    if changed:
-        raise TrainingError(
-            f"the run in {there} was started with another {describe_changes(changed)}; "
-            f"resume it with the settings that it had, or {elsewhere}"
-        )
-
-
-def _check_steps(folder: RunFolder, recipe: Recipe) -> None:
-    done = max((checkpoint_step(path) for path in checkpoints(folder.checkpoints)), default=0)
-    if done > recipe.train.steps:
-        raise TrainingError(
-            f"the run in {str(folder.path)!r} has already done {done} steps; set train.steps to {done} or more"
-        )
-
-
-def _measure_prior(trainer: Trainer, folder: RunFolder, stop: StopFlag) -> Prior | None:
-    """PACED's pass before training, which a signal stops as it would stop a run.
-
-    Raises:
-        TrainingError: it alone has used up the budget of sampled tokens.
-    """
-    budget = trainer.recipe.train.rollout_tokens
-    try:
-        with stop.on_signals():
-            prior = measure(trainer, folder.prior, stop.check)
-    except RolloutError as error:
-        raise RolloutError(
-            f"{_without_stop(error)}; the run has stopped before its first step: the finished responses are kept in "
-            f"{str(folder.path)!r}, go on with --resume"
-        ) from error
-    if prior is not None and budget is not None and prior.tokens >= budget:
-        raise TrainingError(
-            f"train.rollout_tokens is {budget}, but the pass before training alone has sampled {prior.tokens} tokens; "
-            "set it to more, and go on with --resume"
-        )
-    return prior
-
-
-def _restore(run: Run) -> None:
-    saved = checkpoints(run.folder.checkpoints)
-    if saved:
-        load_checkpoint(run.state, saved[-1])
-    done = run.state.step
-    run.folder.truncate_after(done)
-    run.trainer.journals.keep_only_step(done)
-    run.evaluations.update(run.folder.read_evaluations())
-    steps = run.recipe.train.steps
-    run.trainer.progress.message(f"resuming after step {done} of {steps}" if done else "starting from the beginning")
+    """Have the state as it is now on disk, waiting until it is."""
+    if run.saver.newest != run.state.step:
+        run.saver.save(run.state)
+    run.saver.wait()
 
 
 def _rollout_records(recipe: Recipe, step: int, plan: Plan) -> Iterator[dict[str, Any]]:

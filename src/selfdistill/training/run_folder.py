@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +18,10 @@ from typing import Any
 from selfdistill import __version__
 from selfdistill.errors import TrainingError
 from selfdistill.evaluation.result import EvaluationResult
+from selfdistill.models import folders
 
+_TEMPORARY = re.compile(r"\..+\.\d+")
+"""What :func:`replace_text` writes before it gives a file its name."""
 PACKAGES = ("torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
 
 
@@ -77,6 +81,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def memory(self) -> Path:
+        """What was found out about the device's memory."""
+        return self.path / "memory.json"
+
+    @property
     def data(self) -> Path:
         """A digest of the questions: a resumed run must find the same ones."""
         return self.path / "data.json"
@@ -96,9 +105,18 @@ class RunFolder:
             )
         with writing(self.path, "set output.folder to a place with room that you may write to"):
             self.path.mkdir(parents=True, exist_ok=True)
+            self._sweep()
             replace_text(self.recipe, recipe_yaml)
             write_json(self.environment, environment())
             write_json(self.data, data_digest)
+
+    def _sweep(self) -> None:
+        """Remove what a killed run left half-written, checkpoints apart (their folder does that itself)."""
+        folders.sweep(self.final)
+        for place in (self.path, *self.evaluations.glob("step-*")):
+            for path in place.glob(".*"):
+                if _TEMPORARY.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def append(self, file: Path, records: Iterable[Mapping[str, Any]]) -> None:
         """Append JSON lines.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from selfdistill.errors import RolloutError
 from selfdistill.models.folders import complete_folder
 from selfdistill.models.loading import Policy, resolve_source
+from selfdistill.parallel.sharding import state_of
 
 SHARD = "5GB"
 """Largest file: what is copied from the device at a time."""
@@ -37,7 +38,7 @@ def export_adapter(policy: Policy, folder: Path) -> int:
     if not isinstance(policy.model, PeftModel):
         raise RolloutError("this policy trains all of its weights and has no adapters to export; set model.lora")
     # "auto" would look the base model's vocabulary up on the hub.
-    weights = get_peft_model_state_dict(policy.model, save_embedding_layers=False)
+    weights = get_peft_model_state_dict(policy.model, state_dict=state_of(policy.model), save_embedding_layers=False)
     # Neither may the engine go and look for a base: it serves one.
     config = policy.model.peft_config["default"].to_dict() | {"base_model_name_or_path": None, "inference_mode": True}
     with _writing(folder) as partial:
@@ -61,7 +62,8 @@ def export_weights(policy: Policy, folder: Path) -> int:
     """
     model: Any = _base_of(policy)
     weights = dict(_plain_weights(model))
-    name, head = output_head(model)
+    name, own = output_head(model)
+    head = weights.get(name, own)
     # A copy: transformers drops one of two names for the same memory.
     weights[name] = head.detach().clone() if is_tied(model) else head
     with _writing(folder) as partial, _no_progress_bars():
@@ -122,7 +124,7 @@ def _base_of(policy: Policy) -> Any:
 
 def _plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield a model's weights by their names without adapters; those of adapters are left out."""
-    for name, weight in model.state_dict().items():
+    for name, weight in state_of(model).items():
         if ".lora_" not in name:
             yield name.replace(".base_layer.", "."), weight
 
