@@ -17,6 +17,7 @@ from selfdistill.methods import names
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
+    "data.train_limit=12",
     "data.eval_limit=3",
     "evaluation.samples=2",
     "evaluation.sampling.max_new_tokens=24",
@@ -39,7 +40,8 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "two updates per batch": ("grpo", ("train.updates_per_batch=2",), ()),
     "padding-free, layer by layer": ("opsd", ("scoring.padding_free=true",), ("parallel.reshard=layer",)),
     "recomputed activations": ("opsd", ("model.gradient_checkpointing=true",), ("parallel.reshard=layer",)),
-    "an earlier average": ("sdpo", ("method.teacher.every=step",), ()),
+    "a process with nothing to do": ("sc_sdpo", ("train.questions_per_step=1",), ()),
+    "nothing to do, layer by layer": ("srpo", ("train.questions_per_step=1",), ("parallel.reshard=layer",)),
 }
 """Name: method, overrides of both runs, overrides of the one on several processes."""
 
@@ -76,7 +78,7 @@ def _start(jobs: list[Any], processes: int, store: Path) -> None:
         )
         for rank in range(processes)
     ]
-    said = [one.communicate(timeout=400)[0] for one in started]
+    said = [one.communicate(timeout=900)[0] for one in started]
     assert [one.returncode for one in started] == [0] * processes, "\n".join(said)
 
 
@@ -105,7 +107,8 @@ def test_a_run_draws_and_learns_the_same_on_two_processes(runs: Runs, name: str)
         assert own.keys() == other.keys()
         timed = ("seconds/", "tokens_per_second/")
         for key in (key for key in own if not key.startswith(timed)):
-            assert other[key] == pytest.approx(own[key], rel=1e-4, abs=1e-5), key
+            noise = 1e-4 if key.startswith("sampler_") else 1e-5  # the former are differences of rounding themselves
+            assert other[key] == pytest.approx(own[key], rel=1e-4, abs=noise), key
     assert metrics[0][-1]["loss"] == pytest.approx(metrics[1][-1]["loss"], abs=1e-5)
     assert_same_weights(runs.folder / "1" / name / "final", runs.folder / "2" / name / "final")
     evaluations = [
@@ -124,10 +127,10 @@ def test_what_two_processes_have_written_is_one_file_each(runs: Runs) -> None:
 
 
 def test_a_run_goes_on_with_other_numbers_of_processes(runs: Runs, tmp_path) -> None:
-    """Two steps on two processes, one on one, one on three, against four on one."""
+    """Two steps on two processes and two on three, against four on one."""
     path, store = _recipe("sc_sdpo"), iter(range(9))
     together = _overrides(tmp_path / "run", "train.steps=4", "train.save_every=1")
-    for processes, stop in ((2, 2), (1, 3), (3, None)):
+    for processes, stop in ((2, 2), (3, None)):
         how = {"resume": stop != 2, "stop_after": stop}
         _start([[path, together, how]], processes, tmp_path / f"store-{next(store)}")
     _start([[path, _overrides(tmp_path / "whole", "train.steps=4"), {}]], 1, tmp_path / "store")

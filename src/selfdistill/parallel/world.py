@@ -96,8 +96,23 @@ class World:
 
     def main(self, work: Callable[[], T]) -> T:
         """Do ``work`` on the main process alone and return what it returned everywhere. Raises as :meth:`each`."""
-        others: Any = lambda: None  # noqa: E731
-        result: T = self.each(work if self.is_main else others)[0]
+        if self.size == 1:
+            return work()
+        sent: list[Any] = [None]
+        failure: Exception | None = None
+        if self.is_main:
+            try:
+                sent = [(work(), None, "")]
+            except Exception as error:
+                failure, sent = error, [(None, error_text(error), type(error).__name__)]
+        with losing_peers(), watching("waiting for the main process", self.timeout_seconds):
+            torch.distributed.broadcast_object_list(sent, src=0, group=self.group)
+        if failure is not None:
+            raise failure
+        value, text, kind = sent[0]
+        if text is not None:
+            raise _KINDS.get(kind, PeerError)(f"process 0 of {self.size} failed: {text}")
+        result: T = value
         return result
 
     def any(self, flag: bool) -> bool:

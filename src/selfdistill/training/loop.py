@@ -21,7 +21,7 @@ from selfdistill.contexts.rendering import PromptFrame
 from selfdistill.contexts.success_buffer import SuccessBuffer
 from selfdistill.methods.sources import ReferenceSolutions
 from selfdistill.models.loading import Policy
-from selfdistill.parallel.sharding import whole
+from selfdistill.parallel.sharding import drawing
 from selfdistill.parallel.share import own_siblings
 from selfdistill.parallel.world import ALONE, World
 from selfdistill.questions.question import Question
@@ -31,7 +31,7 @@ from selfdistill.rollouts.journal import Journaled, Journals
 from selfdistill.rollouts.mismatch import MismatchAlarm
 from selfdistill.rollouts.rollout import Rollout
 from selfdistill.rollouts.sampler import Engine, Place, Sampler, draws_from_policy
-from selfdistill.rollouts.verifying import Verifying, for_others, groups_of, joined, verifying
+from selfdistill.rollouts.verifying import Results, Verifying, for_others, groups_of, joined, verifying
 from selfdistill.teachers.weights import trainable
 from selfdistill.training.ahead import Ahead, Pending
 from selfdistill.training.budget import Budget
@@ -114,13 +114,21 @@ class Trainer:
             if recipe.rollouts.ahead and not recipe.train.ends_after(step + 1, rollout_tokens + sum(drawn)):
                 self._begin(step + 1, clock)
             with clock.phase("verifying", None):
-                done = joined(self.world.each(lambda: for_others(verified.results())))
+                done = self._exchanged(verified)
         groups = groups_of(done, questions, self._group_size)
         metrics: Metrics = {"seconds/verifying_hidden": max(0.0, verified.seconds - clock.seconds["verifying"])}
         age = max(0 if oldest is None else step - oldest for oldest in self.world.gather(source.oldest))
         if recipe.rollouts.ahead:
             metrics |= {"rollout_age": age, "seconds/sampling_ahead": ahead.seconds if ahead else 0.0}
         return Batch(groups, sum(drawn), age, metrics)
+
+    def _exchanged(self, verified: Verifying) -> Results:
+        """Return what all processes have drawn and verified."""
+
+        def own() -> Results:
+            return for_others(verified.results())
+
+        return joined(self.world.each(own)) if draws_from_policy(self.sampler) else self.world.main(own)
 
     def _draw(self, step: int, sampler: Sampler, verified: Verifying, clock: Clock) -> list[int]:
         """Draw this process's share of the batch, handing it on as it finishes; return the tokens of every process."""
@@ -138,7 +146,7 @@ class Trainer:
 
     def drawing(self) -> AbstractContextManager[None]:
         """Return a block in which the engine can draw: one that draws from the policy itself needs all its weights."""
-        return whole(self.policy.model) if draws_from_policy(self.sampler) else nullcontext()
+        return drawing(self.policy.model) if draws_from_policy(self.sampler) else nullcontext()
 
     def _heeding(self, on_tokens: Callable[[int], None]) -> Callable[[int], None]:
         """Return ``on_tokens``, which also raises when a stop is wanted."""
