@@ -135,6 +135,109 @@ def test_the_scaling_table_is_complete(bench: Bench) -> None:
     assert all(document["summary"][name]["against_smallest"].keys() == TIMED for name in document["seconds"])
 
 
+@pytest.mark.usefixtures("no_peers")
+def test_the_table_of_checkpoints_is_complete(bench: Bench) -> None:
+    document, printed = bench("checkpoint_stall", "--layers", "1")
+    check_document(document, "checkpoint_stall")
+    assert [cells[0] for cells in rows(printed)[1:]] == ["embedded, PAINT", "random Qwen3"] == list(document["runs"])
+    for one in document["runs"].values():
+        assert one["bytes"] > 0 and one["first"] > 0
+        assert len(one["background"]) == len(one["alone"]) == len(one["step"]) == 1
+        assert all(figure.keys() == TIMED for figure in one["summary"].values())
+
+
+@pytest.mark.usefixtures("no_peers")
+def test_processes_take_the_same_steps_in_turns(bench: Bench) -> None:
+    document, printed = bench("processes", "--cases", "tiny:paint")
+    check_document(document, "processes")
+    assert [cells[1] for cells in rows(printed)[1:]] == ["1 x 1", "2 x 1"]
+    (rounds,) = document["rounds"].values()
+    (one,), (more,) = rounds["one"], rounds["more"]
+    assert one["sampling_tokens"] == more["sampling_tokens"] and one["update_tokens"] == more["update_tokens"]
+    assert document["summary"]["tiny:paint"]["ratio"]["wall"].keys() == TIMED
+
+
+@pytest.mark.usefixtures("no_peers")
+def test_the_memory_of_several_processes_is_what_the_arithmetic_says(bench: Bench) -> None:
+    document, printed = bench("sharded_memory")
+    check_document(document, "sharded_memory")
+    assert [cells[1:3] for cells in rows(printed)[1:]] == [["2", "step"], ["2", "layer"]]
+    for case in document["cases"]:
+        exact = case["ranks"][0]["exact"]
+        stays = exact["weights"] + exact["moments"] + exact["teacher"]
+        assert stays == pytest.approx(case["expected"]["stays"], rel=0.02)
+        assert exact["gradients"] == pytest.approx(exact["weights"], rel=0.02)
+        assert case["ranks"][0]["peak"] > 0
+
+
+@pytest.mark.usefixtures("no_peers")
+def test_the_tables_of_the_cost_model_are_complete(bench: Bench) -> None:
+    document, printed = bench("cost_model", "--models", "tiny")
+    check_document(document, "cost_model")
+    assert [(one["processes"], one["part"]) for one in document["fits"]] == [
+        (count, part) for count in (1, 2) for part in ("sampling", "scoring", "update")
+    ]
+    assert {row["held_out"] for one in document["fits"] for row in one["rows"]} == {True, False}
+    assert document["lines"]["exchange"]["per_byte"] >= 0
+    assert "on paper" in printed and "H100" in printed
+
+
+def test_the_cost_model_finds_the_coefficients_that_made_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = importlib.import_module("benchmarks.cost_fit")
+    line, true = module.Line(1e-4, 1e-9), [0.01, 2e-4, 1e-10, 3e-5]
+    rows = [
+        {"processes": 2, "parameters": n, "layers": layers, "longest": longest, "sampled": longest * count}
+        for n, layers in ((1e6, 4), (5e6, 6), (2e7, 7))
+        for count in (8, 64)
+        for longest in (16, 64)
+    ]
+    for row in rows:
+        row["sampling"] = module.predict("sampling", row, true, line)
+    assert module.fit("sampling", rows, line) == pytest.approx(true, rel=1e-3)
+    assert module.least_squares([[1.0, 1.0], [1.0, 2.0]], [2.0, 1.0])[1] == 0.0  # nothing costs less than nothing
+
+
+def test_on_paper_the_longest_response_bounds_a_step_however_many_gpus_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = importlib.import_module("benchmarks.cost_paper")
+    found = [module.cost(module.SC_SDPO, module.H100, count) for count in (8, 64, 512, 4096)]
+    assert [one.drawing for one in found] == [8, 32, 32, 32]
+    assert {one.bound for one in found} == {"sampling"}
+    weights = 2 * module.QWEN3_8B.parameters / module.H100.memory
+    assert all(one.sampling > module.SC_SDPO.longest * weights for one in found)
+    assert module.enough(module.SC_SDPO, module.H100) == 32
+
+
+def test_a_soak_run_shows_what_the_process_held(bench: Bench) -> None:
+    document, printed = bench("soak")
+    check_document(document, "soak")
+    assert [cells[0] for cells in rows(printed)[1:]][:3] == ["unique memory", "of it, written", "resident memory"]
+    assert set(document["summary"]) == {"unique", "dirty", "resident", "files", "threads", "folder"}
+    assert all(look["unique"] > 0 and look["files"] > 2 for look in document["looks"])
+
+
+def test_growth_is_that_of_a_straight_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    soak = importlib.import_module("benchmarks.soak")
+    looks = [soak.Look(step, step, 100 + step, 0, 0, 9, 3, 0) for step in range(0, 101)]
+    found = soak.summary(soak.SoakSettings(steps=100), looks)
+    assert found["unique"]["line"] == pytest.approx([110, 200])
+    assert found["unique"]["growth_percent"] == pytest.approx(100 * 90 / 110)
+    assert found["files"]["growth_percent"] == 0
+    assert soak.sparkline([1.0, 1.0, 3.0]) == "▁▁█"
+
+
+def test_a_killed_run_is_compared_file_by_file(bench: Bench, tmp_path: Path) -> None:
+    document, printed = bench("kills", "--kills", "1", "--phases", "update")
+    check_document(document, "kills")
+    (one,) = document["runs"]
+    assert one["same"] and one["kills"][0].startswith("update ") and one["differences"] == []
+    assert rows(printed)[1][3] == "yes"
+
+
 def test_lengths_are_log_normal_with_a_median_of_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     lengths = importlib.import_module("benchmarks.update_batch").log_normal_lengths(32, 220)
