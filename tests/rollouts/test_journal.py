@@ -63,6 +63,22 @@ def test_after_a_fault_only_what_is_missing_is_drawn_and_the_end_is_the_same(pat
     assert nothing.asked == []
 
 
+def test_a_sampler_whose_last_bits_depend_on_the_whole_round_draws_it_again_as_a_whole(path):
+    """As a model on a CPU does that decodes rows side by side: what is missing alone would come out otherwise."""
+
+    class Together(Source):
+        whole_rounds = True
+
+    with pytest.raises(RolloutError):
+        draw(path, Together(budget=3))
+    again = Together()
+    assert draw(path, again) == Source().sample(PROMPTS, SEEDS, SAMPLING)
+    assert sorted(again.asked) == [(1, 10), (1, 11), (2, 20), (2, 21), (3, 30), (3, 31)]
+    complete = Together()
+    assert draw(path, complete) == Source().sample(PROMPTS, SEEDS, SAMPLING)
+    assert complete.asked == []
+
+
 def test_a_consumer_that_stops_early_loses_nothing_that_it_was_given(path):
     stream = Journaled(Source(), path, 3, 3).stream(PROMPTS, SEEDS, SAMPLING)
     assert len(list(islice(stream, 2))) == 2

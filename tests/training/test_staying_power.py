@@ -174,7 +174,6 @@ def test_another_error_of_torch_stays_what_it_is(make_recipe, little_memory) -> 
         train(make_recipe("sc_sdpo", *BUDGET))
 
 
-@pytest.mark.xfail(strict=True, reason="a resumed run does not look at an evaluation that was complete: start._restore")
 def test_the_best_checkpoint_is_known_although_the_run_was_killed_right_after_its_evaluation(
     make_recipe, monkeypatch
 ) -> None:

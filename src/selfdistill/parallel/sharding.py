@@ -37,6 +37,9 @@ from selfdistill.parallel.config import ParallelConfig
 from selfdistill.parallel.watchdog import watching
 from selfdistill.parallel.world import World, losing_peers
 
+ONE_MESSAGE = 2**22
+"""A model of fewer parameters is brought together at once, not layer by layer: messages cost by their number then."""
+
 
 @dataclass(slots=True, eq=False)
 class Sharding:
@@ -100,7 +103,8 @@ def shard(policy: Policy, world: World, config: ParallelConfig, device: torch.de
         return policy
     mesh = make_mesh(world, config, device.type)
     causal = unwrapped(policy.model)
-    layers = _layers(causal)
+    small = config.reshard == "step" and sum(one.numel() for one in causal.parameters()) < ONE_MESSAGE
+    layers = [] if small else _layers(causal)
     trained = torch.float32
     settings: dict[str, Any] = {
         "mesh": mesh,

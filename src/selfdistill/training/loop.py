@@ -93,7 +93,7 @@ class Trainer:
         if warning := self.alarm.text(state.step, metrics.get("sampler_mismatch")):
             self.progress.message(warning)
         counts = {"step": state.step, "rollout_tokens": state.rollout_tokens}
-        return {**counts, **metrics, **clock.metrics(self.world)}, plan
+        return {**counts, **metrics, **clock.metrics()}, plan
 
     def sample(self, step: int, clock: Clock, rollout_tokens: int = 0) -> Batch:
         """Question --sample--> Rollout --verify--> Verdict; with ``rollouts.ahead``, begin the batch after it.
@@ -110,17 +110,17 @@ class Trainer:
             self.sync(step, clock)
         source = self._journaled(step, weights=step) if ahead is None else ahead.source
         with verifying(self.verifier) as verified:
-            drawn = self._draw(step, source if ahead is None else ahead, verified, clock)
-            if recipe.rollouts.ahead and not recipe.train.ends_after(step + 1, rollout_tokens + sum(drawn)):
+            drawn = self._draw(step, source, source if ahead is None else ahead, verified, clock)
+            if recipe.rollouts.ahead and not recipe.train.ends_after(step + 1, rollout_tokens + drawn.tokens):
                 self._begin(step + 1, clock)
             with clock.phase("verifying", None):
                 done = self._exchanged(verified)
         groups = groups_of(done, questions, self._group_size)
         metrics: Metrics = {"seconds/verifying_hidden": max(0.0, verified.seconds - clock.seconds["verifying"])}
-        age = max(0 if oldest is None else step - oldest for oldest in self.world.gather(source.oldest))
+        age = 0 if drawn.oldest is None else step - drawn.oldest
         if recipe.rollouts.ahead:
             metrics |= {"rollout_age": age, "seconds/sampling_ahead": ahead.seconds if ahead else 0.0}
-        return Batch(groups, sum(drawn), age, metrics)
+        return Batch(groups, drawn.tokens, age, metrics)
 
     def _exchanged(self, verified: Verifying) -> Results:
         """Return what all processes have drawn and verified."""
@@ -130,19 +130,20 @@ class Trainer:
 
         return joined(self.world.each(own)) if draws_from_policy(self.sampler) else self.world.main(own)
 
-    def _draw(self, step: int, sampler: Sampler, verified: Verifying, clock: Clock) -> list[int]:
-        """Draw this process's share of the batch, handing it on as it finishes; return the tokens of every process."""
+    def _draw(self, step: int, source: Journaled, sampler: Sampler, verified: Verifying, clock: Clock) -> _Drawn:
+        """Draw this process's share of the batch, handing it on as it finishes; say what all processes have drawn."""
         share = sum(len(siblings) for _, siblings in self._wanted(step))
 
-        def draw() -> int:
+        def draw() -> _Drawn:
             with closing(self._responses(step, sampler, verified.watching(self._heeding(count)))) as responses:
                 for (question, _), rollout in responses:
                     verified.add((question, rollout.sibling), rollout)
-            return verified.tokens
+            return _Drawn(verified.tokens, source.oldest)
 
-        with clock.phase("sampling", share * self.recipe.rollouts.sampling.max_new_tokens) as count:
-            with self.drawing():
-                return self.world.each(draw)
+        with clock.phase("sampling", share * self.recipe.rollouts.sampling.max_new_tokens) as count, self.drawing():
+            drawn = self.world.each(draw)
+        known = [one.oldest for one in drawn if one.oldest is not None]
+        return _Drawn(sum(one.tokens for one in drawn), min(known, default=None))
 
     def drawing(self) -> AbstractContextManager[None]:
         """Return a block in which the engine can draw: one that draws from the policy itself needs all its weights."""
@@ -235,7 +236,9 @@ class Trainer:
             state.teacher.after_batch()
         state.bad_steps = state.bad_steps + 1 if skipped else 0
         state.skipped_updates += skipped
-        return TokenMeans.joined(self.world.gather(means.state())).means() | {
+        counted = self.world.gather((means.state(), clock.seconds, clock.tokens))
+        clock.all = [(seconds, tokens) for _, seconds, tokens in counted]
+        return TokenMeans.joined([state for state, _, _ in counted]).means() | {
             "loss": sum(outcome.loss for outcome in outcomes) / len(outcomes),
             "grad_norm": sum(outcome.grad_norm for outcome in outcomes) / len(outcomes),
             "learning_rate": rate,
@@ -311,6 +314,15 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class _Drawn:
+    """What has been drawn for a batch."""
+
+    tokens: int
+    oldest: int | None
+    """Steps that the oldest weights had taken that something was drawn from; None: nothing was."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What one optimiser step came to."""
 
@@ -340,6 +352,8 @@ class Clock:
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    all: list[tuple[dict[str, float], dict[str, int]]] = field(default_factory=list)
+    """Of all processes, once they have told each other."""
 
     @contextmanager
     def phase(self, name: str, total: int | None) -> Iterator[Count]:
@@ -350,12 +364,12 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.tokens[name] = self.tokens.get(name, 0) + count.tokens
 
-    def metrics(self, world: World = ALONE) -> Metrics:
+    def metrics(self) -> Metrics:
         """Return ``seconds/<phase>``, ``tokens_per_second/<phase>`` and the whole step's.
 
         Seconds are those of the slowest process, waiting for others included; tokens those of all together.
         """
-        clocks = world.gather((self.seconds, self.tokens))
+        clocks = self.all or [(self.seconds, self.tokens)]
         seconds = {name: max(own[name] for own, _ in clocks) for name in self.seconds}
         metrics: Metrics = {f"seconds/{name}": value for name, value in seconds.items()}
         for name in self.tokens:
