@@ -6,6 +6,7 @@ import argparse
 import errno
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -21,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(arguments)
     run: Callable[[argparse.Namespace], int] = parsed.run
     try:
-        return run(parsed)
+        code = run(parsed)
+        if arguments is None:  # the process is about to end: a second Ctrl-C must not turn a stop into a failure
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return code
     except SelfDistillError as error:
         return _failed(str(error))
     except KeyboardInterrupt:

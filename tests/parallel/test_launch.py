@@ -208,7 +208,8 @@ def test_all_are_started_again_and_go_on_when_that_is_asked_for(launched, tmp_pa
     run = launched(
         "with open(here / f'attempts-{rank}', 'a') as file:\n    file.write(' '.join(sys.argv[1:]) + chr(10))\n"
         "if rank == 1 and not (here / 'failed').exists():\n"
-        "    (here / 'failed').touch()\n    os.kill(os.getpid(), signal.SIGKILL)\nuntil(lambda: stopped, 1)",
+        "    until((here / 'attempts-0').exists)\n    (here / 'failed').touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\nuntil(lambda: stopped, 1)",
         restarts=2,
     )
     code, _, err = run.result()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from selfdistill.contexts.hindsight import SiblingSuccess
 from selfdistill.planning.setup import Setup
 from selfdistill.training.recipe import Recipe
+from selfdistill.weighting.parts import HardFilter, PassRate
+from selfdistill.weighting.routing import EveryRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +49,14 @@ def forwarded_share(pass_rate: float, group_size: int) -> float:
 def _forwarded(recipe: Recipe) -> str:
     """Say which rows have signal, by the method's parts (METHODS sections 5 to 7)."""
     method, size = recipe.method, recipe.method.source.group_size
-    needs_both = method.weighting.kind == "pass_rate" or (
-        method.policy is not None and method.routing.kind == "every_row"
+    needs_both = isinstance(method.weighting, PassRate) or (
+        method.policy is not None and isinstance(method.routing, EveryRow)
     )
     if needs_both:
         shares = ", ".join(f"{forwarded_share(rate, size):.0%} at p={rate:g}" for rate in (0.1, 0.5, 0.9))
         return f"questions with a success and a failure: {shares}"
-    if method.weighting.kind == "hard_filter":
+    if isinstance(method.weighting, HardFilter):
         return "questions whose pass rate lies within the filter"
-    if method.context.kind == "sibling_success":
+    if isinstance(method.context, SiblingSuccess):
         return "rows that have a sibling's success or feedback to be shown"
     return "all rows"

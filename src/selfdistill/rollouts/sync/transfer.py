@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from selfdistill.errors import RolloutError
 from selfdistill.models.loading import Policy
+from selfdistill.parallel.sharding import sharding_of
 from selfdistill.rollouts.control import Control, Served
 from selfdistill.rollouts.sampler import SyncReport
 from selfdistill.rollouts.sync.export import is_tied, output_head
@@ -82,6 +83,12 @@ class TransferSync:
             RolloutError: the weights have changed since the export, or do not arrive.
         """
         started = time.monotonic()
+        sharding = sharding_of(self._policy.model)
+        if sharding is not None and not sharding.depth:
+            raise RolloutError(
+                "the weights are divided over processes now and cannot be sent to an engine that has come back; it "
+                "gets them before the next step is drawn"
+            )
         with self._versions.in_use() as export:
             version = export.served.version
             self._require_unchanged(export)
