@@ -33,6 +33,9 @@ WARM_UP = 0.1
 CURVE = 32
 """Points of a curve."""
 
+SAID = "said.txt"
+"""What the run has said, beside its folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SoakSettings(Settings):
@@ -100,9 +103,10 @@ def watched(settings: SoakSettings, folder: Path) -> Iterator[Look]:
             time.sleep(settings.seconds)
     finally:
         process.kill()
-        error = process.communicate()[1]
+        process.wait()
     if process.returncode:
-        raise SystemExit(f"the run ended with {process.returncode}: {error}")
+        said = (folder.parent / SAID).read_text(encoding="utf-8")
+        raise SystemExit(f"the run ended with {process.returncode}: {said[-2000:]}")
 
 
 def begin(settings: SoakSettings, folder: Path) -> subprocess.Popen[str]:
@@ -121,14 +125,16 @@ def begin(settings: SoakSettings, folder: Path) -> subprocess.Popen[str]:
     ]
     recipe = str(ROOT / "src" / "selfdistill" / "recipes" / "embedded" / f"{settings.recipe}.yaml")
     own = {"OMP_NUM_THREADS": str(settings.threads), "PYTHONPATH": str(ROOT / "src")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "selfdistill", "train", recipe, *overrides],
-        env=os.environ | own,
-        cwd=folder.parent,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    # A pipe that nobody reads until the end would stop the run once it is full.
+    with (folder.parent / SAID).open("w", encoding="utf-8") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "selfdistill", "train", recipe, *overrides],
+            env=os.environ | own,
+            cwd=folder.parent,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            text=True,
+        )
 
 
 def looked(pid: int, folder: Path, second: float, step: int) -> Look | None:
