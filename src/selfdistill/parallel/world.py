@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -230,13 +230,18 @@ def local_device(name: str, world: World) -> torch.device:
 
 @contextmanager
 def joined(timeout_seconds: float, device_type: str) -> Iterator[World]:
-    """:func:`join` for the length of a block; a process group that was there before stays."""
+    """:func:`join` for the length of a block; a process group that was there before stays.
+
+    Raises:
+        PeerError: inside the block a process got lost.
+    """
     import torch.distributed as dist
 
     found = dist.is_available() and dist.is_initialized()
     world = join(timeout_seconds, device_type)
     try:
-        yield world
+        with losing_peers() if world.size > 1 else nullcontext():
+            yield world
     finally:
         if world.size > 1 and not found:
             dist.destroy_process_group()

@@ -17,7 +17,7 @@ from selfdistill.evaluation.result import EvaluationResult
 from selfdistill.evaluation.run import evaluate
 from selfdistill.models.loading import resolve_device, save_pretrained
 from selfdistill.parallel.sharding import exporting, state_of
-from selfdistill.parallel.world import joined, losing_peers
+from selfdistill.parallel.world import joined
 from selfdistill.training.card import model_card
 from selfdistill.training.interruption import StopRequested
 from selfdistill.training.loop import Clock
@@ -58,7 +58,7 @@ def train(
             the run has to be given up.
         RolloutError: the engine failed; what was reached is saved, and the message says how to go on.
     """
-    with joined(recipe.parallel.timeout_seconds, resolve_device(recipe.model.device).type) as world, losing_peers():
+    with joined(recipe.parallel.timeout_seconds, resolve_device(recipe.model.device).type) as world:
         resume = world.main(lambda: resume)  # what each finds in a shared folder may differ for a moment
         try:
             begun = start(recipe, resume=resume, progress=progress or NullProgress(), world=world)
