@@ -2,8 +2,8 @@
 
 The embedded recipe of SC-SDPO in a process of its own, with few questions per step, evaluations and checkpoints. What
 it holds is read from ``/proc`` every so often, so only Linux can do this. The first tenth of the steps is warm-up.
-Growth is that of a straight line through what only this process holds (its unique set), in percent of where the line
-begins.
+Growth is that of a straight line through the memory that the process has written to, in percent of where the line begins.
+(Pages of libraries count as its own or as shared according to what else runs on the machine: they are only shown.)
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         looks = list(watched(settings, Path(place) / "run"))
     found = summary(settings, looks)
     title = (
-        f"{settings.steps:,} steps in {looks[-1].second:,.0f} s, {len(looks):,} looks: unique memory "
-        f"{found['unique']['growth_percent']:+.2f}%, open files {found['files']['first']:.0f} to "
+        f"{settings.steps:,} steps in {looks[-1].second:,.0f} s, {len(looks):,} looks: written memory "
+        f"{found['dirty']['growth_percent']:+.2f}%, open files {found['files']['first']:.0f} to "
         f"{found['files']['last']:.0f}"
     )
     print(table(title, HEADER, [row(name, one) for name, one in found.items()]))
     results = {"looks": [look._asdict() for look in looks], "summary": found}
     write_results(run.output, "soak", asdict(settings) | {"run": run.as_data()}, settings.prepare(), results)
-    grown = found["unique"]["growth_percent"] >= settings.limit or found["files"]["last"] > found["files"]["first"]
+    grown = found["dirty"]["growth_percent"] >= settings.limit or found["files"]["last"] > found["files"]["first"]
     return 1 if grown and not run.quick else 0
 
 
