@@ -2,7 +2,7 @@
 
 The embedded recipe of SC-SDPO in a process of its own, with few questions per step, evaluations and checkpoints. What
 it holds is read from ``/proc`` every so often, so only Linux can do this. The first tenth of the steps is warm-up.
-Growth is that of a straight line through the memory that the process has written to, in percent of where the line begins.
+Growth is that of a straight line through the memory that the process has written to, in percent of where it begins.
 (Pages of libraries count as its own or as shared according to what else runs on the machine: they are only shown.)
 """
 
