@@ -30,13 +30,17 @@ settings.load_profile("suite")
 def pytest_xdist_make_scheduler(config, log):
     """Give all tests that share vLLM servers to one worker, first; every other test goes wherever there is room.
 
+    Those that start Ray clusters go to one as well: several at a time are slow, and look at each other's leftovers.
+
     xdist's own groups (``--dist loadgroup``) have no effect under pytest 9.2, which ignores the names that they give.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ServersFirst(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "vllm" if nodeid.startswith("tests/vllm_real/") else nodeid
+            if nodeid.startswith("tests/vllm_real/"):
+                return "vllm"
+            return "ray" if nodeid.startswith("tests/parallel/test_ray.py") else nodeid
 
     return ServersFirst(config, log)
 

@@ -8,19 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("server_name", ["full_server", "lora_server"])
-def test_two_processes_draw_from_a_server_that_has_the_weights_of_both(request, server_name, tmp_path) -> None:
-    server = request.getfixturevalue(server_name)
-    lora = ["model.lora.r=16", "model.lora.alpha=32"] if server_name == "lora_server" else []
+def test_two_processes_draw_from_a_server_that_has_the_weights_of_both(full_server, tmp_path) -> None:
     overrides = [
-        *lora,
         "rollouts.engine=vllm_server",
-        f"rollouts.server.urls={server.command.url}",
+        f"rollouts.server.urls={full_server.command.url}",
         "rollouts.sampling.max_new_tokens=16",
         "evaluation.sampling.max_new_tokens=16",
         "evaluation.samples=1",
