@@ -151,7 +151,7 @@ def worker(given: Answer, world: Any) -> Callable[[Answer], Answer]:
             folder = Path(given["folder"]) / f"{case}-{world.size}-{bool(given.get('watched'))}"
             recipe = open_recipe(method, given["paths"][model], folder, given["overrides"].split())
             runs[case] = start(recipe, resume=False, progress=NullProgress(), world=world)
-        world.barrier()
+        world.gather(None)
         watches.reset()
         started = time.perf_counter()
         steps = [take_step(runs[case]) for _ in range(request["steps"])]

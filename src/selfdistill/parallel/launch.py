@@ -16,18 +16,17 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from types import FrameType
 
 from selfdistill.doctor import available_cores
 from selfdistill.errors import RecipeError
 from selfdistill.parallel.failures import FILE, Failure, first_cause, said
+from selfdistill.signals import SIGNALS, signals_to
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STORE = "SELFDISTILL_STORE"
 """Environment variable: the file through which the processes find each other."""
 PARENT = "SELFDISTILL_LAUNCHER"
@@ -99,7 +98,7 @@ def launch(words: Sequence[str], processes: int, *, restarts: int = 0, end_secon
             "another launcher (torchrun); leave out --nproc, or unset WORLD_SIZE"
         )
     events: SimpleQueue[Event] = SimpleQueue()
-    with _signals_to(events):
+    with signals_to(events):
         for attempt in range(restarts + 1):
             again = ["--auto-resume"] if attempt and not {"--resume", "--auto-resume"} & set(words) else []
             code, failure, interrupted = _attempt([*words, *again], processes, events, end_seconds)
@@ -234,21 +233,6 @@ def _kill(children: Sequence[Child]) -> None:
         with suppress(ProcessLookupError, PermissionError):  # also where the process is gone: its workers may not be
             os.killpg(child.process.pid, signal.SIGKILL)
         child.process.wait()
-
-
-@contextmanager
-def _signals_to(events: SimpleQueue[Event]) -> Iterator[None]:
-    """Turn signals into events inside the block."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        events.put(number)
-
-    previous = {number: signal.signal(number, handle) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _exit_code(code: int) -> int:

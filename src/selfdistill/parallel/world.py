@@ -119,10 +119,6 @@ class World:
         """Return whether ``flag`` is set on some process."""
         return any(self.gather(flag))
 
-    def barrier(self) -> None:
-        """Wait for the others."""
-        self.gather(None)
-
 
 _KINDS: dict[str, type[Exception]] = {"RolloutError": RolloutError, "StopRequested": StopRequested}
 """What all processes raise if one does: it leads to the same thing on all of them."""

@@ -12,16 +12,15 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from queue import SimpleQueue
-from types import FrameType
 from urllib.parse import urlsplit
 
 from selfdistill.errors import RolloutError
 from selfdistill.rollouts.serve import ServeCommand
+from selfdistill.signals import signals_to
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 END_SECONDS = 20.0
 """How long servers may take to end once they are asked to."""
 KILL_SECONDS = 5.0
@@ -55,7 +54,7 @@ def run_servers(commands: Sequence[ServeCommand], end_seconds: float = END_SECON
     environments = [_environment(command) for command in local]
     events: SimpleQueue[Event] = SimpleQueue()
     children: list[subprocess.Popen[bytes]] = []
-    with _signals_to(events):
+    with signals_to(events):
         try:
             for command, environment in zip(local, environments, strict=True):
                 children.append(_start(command, environment))
@@ -108,21 +107,6 @@ def _require_free(url: str) -> None:
 
 def _watch(command: ServeCommand, child: subprocess.Popen[bytes], events: SimpleQueue[Event]) -> None:
     events.put((command, child.wait()))
-
-
-@contextmanager
-def _signals_to(events: SimpleQueue[Event]) -> Iterator[None]:
-    """Turn signals into events inside the block."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        events.put(number)
-
-    previous = {number: signal.signal(number, handle) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]], events: SimpleQueue[Event], seconds: float) -> None:
