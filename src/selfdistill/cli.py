@@ -1,16 +1,26 @@
-"""The command line: train, data, evaluate, difference, export, serve, compare, ablate, demo, methods, doctor."""
+"""The command line: one subcommand each for training, looking, evaluating, comparing and planning."""
 
 from __future__ import annotations
 
 import argparse
 import errno
-import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from selfdistill import __version__, checkpoint_commands, commands, data_commands, evaluate_commands, study_commands
+from selfdistill import (
+    __version__,
+    analysis_commands,
+    checkpoint_commands,
+    commands,
+    data_commands,
+    evaluate_commands,
+    report_commands,
+    study_commands,
+    watch_commands,
+)
+from selfdistill.argument_types import above_zero, natural, none_or_more, positive, share
 from selfdistill.errors import SelfDistillError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -58,7 +68,23 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"selfdistill {__version__}")
     sub = top.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_train, _data, _evaluate, _difference, _export, _serve, _compare, _ablate, _demo, _methods, _doctor):
+    for add in (
+        _train,
+        _data,
+        _evaluate,
+        _difference,
+        _export,
+        _serve,
+        _compare,
+        _ablate,
+        _demo,
+        _methods,
+        _doctor,
+        analysis_commands.add_inspect,
+        analysis_commands.add_probe,
+        report_commands.add_report,
+        watch_commands.add_watch,
+    ):
         add(sub)
     return top
 
@@ -81,28 +107,28 @@ def _train(sub: Commands[argparse.ArgumentParser]) -> None:
     )
     processes = command.add_argument_group("several processes (torchrun starts them too; see docs/scaling.md)")
     launcher = processes.add_mutually_exclusive_group()
-    launcher.add_argument("--nproc", type=_positive, metavar="N", help="processes of this machine, one per GPU")
+    launcher.add_argument("--nproc", type=positive, metavar="N", help="processes of this machine, one per GPU")
     launcher.add_argument("--ray", action="store_true", help="workers of a Ray cluster")
     processes.add_argument(
-        "--restarts", type=_natural, default=0, metavar="K", help="with --nproc: start again so often when one fails"
+        "--restarts", type=natural, default=0, metavar="K", help="with --nproc: start again so often when one fails"
     )
     _ray_options(processes)
     command.set_defaults(run=commands.train, words="overrides")
 
 
 def _ray_options(command: argparse._ArgumentGroup) -> None:
-    command.add_argument("--workers", type=_positive, default=1, metavar="N", help="with --ray (default 1)")
+    command.add_argument("--workers", type=positive, default=1, metavar="N", help="with --ray (default 1)")
     command.add_argument(
         "--address", metavar="ADDRESS", help="with --ray: auto, host:port or ray://host:port (default: a local cluster)"
     )
     command.add_argument(
-        "--gpus-per-worker", type=_none_or_more, metavar="G", help="with --ray (default: 1 where there are GPUs)"
+        "--gpus-per-worker", type=none_or_more, metavar="G", help="with --ray (default: 1 where there are GPUs)"
     )
     command.add_argument(
-        "--cpus-per-worker", type=_none_or_more, default=1.0, metavar="C", help="with --ray (default 1)"
+        "--cpus-per-worker", type=none_or_more, default=1.0, metavar="C", help="with --ray (default 1)"
     )
     command.add_argument(
-        "--max-failures", type=_natural, default=0, metavar="K", help="with --ray: start all again so often"
+        "--max-failures", type=natural, default=0, metavar="K", help="with --ray: start all again so often"
     )
     command.add_argument(
         "--placement",
@@ -111,7 +137,7 @@ def _ray_options(command: argparse._ArgumentGroup) -> None:
         help="with --ray: how workers are put on nodes (default PACK)",
     )
     command.add_argument(
-        "--servers", type=_natural, default=0, metavar="M", help="with --ray: also run so many vLLM servers"
+        "--servers", type=natural, default=0, metavar="M", help="with --ray: also run so many vLLM servers"
     )
 
 
@@ -149,7 +175,7 @@ def _difference(sub: Commands[argparse.ArgumentParser]) -> None:
     )
     command.add_argument("baseline")
     command.add_argument("candidate")
-    command.add_argument("--level", type=_share, default=0.95, help="of the intervals (default 0.95)")
+    command.add_argument("--level", type=share, default=0.95, help="of the intervals (default 0.95)")
     command.add_argument("--out", metavar="FILE", help="also write the comparison as JSON")
     command.set_defaults(run=evaluate_commands.difference, words="none")
 
@@ -231,10 +257,10 @@ def _ablate(sub: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _study_options(command: argparse.ArgumentParser, seeds: str) -> None:
-    command.add_argument("--seeds", type=_positive, default=None, help=f"seeds 0 .. N-1 (default: {seeds})")
+    command.add_argument("--seeds", type=positive, default=None, help=f"seeds 0 .. N-1 (default: {seeds})")
     command.add_argument(
         "--jobs",
-        type=_positive,
+        type=positive,
         default=None,
         help="runs side by side (default: one per GPU; on a CPU one per core)",
     )
@@ -244,7 +270,7 @@ def _study_options(command: argparse.ArgumentParser, seeds: str) -> None:
     part.add_argument("--list", action="store_true", help="print one command line per run, and run nothing")
     part.add_argument("--row", metavar="NAME", help="run this row only, with --seed")
     part.add_argument("--collect", action="store_true", help="make the table of what is finished, and run nothing")
-    command.add_argument("--seed", type=_natural, default=0, help="with --row: its seed (default 0)")
+    command.add_argument("--seed", type=natural, default=0, help="with --row: its seed (default 0)")
 
 
 def _demo(sub: Commands[argparse.ArgumentParser]) -> None:
@@ -271,11 +297,11 @@ def _doctor(sub: Commands[argparse.ArgumentParser]) -> None:
     )
     command.add_argument("recipe", nargs="?", help="YAML file")
     command.add_argument("overrides", nargs="*", metavar="key=value")
-    command.add_argument("--gpus", type=_positive, default=1, metavar="N", help="GPUs of one node (default 1)")
-    command.add_argument("--gpu-memory", type=_above_zero, metavar="GIB", help="of one GPU (default: what is here)")
+    command.add_argument("--gpus", type=positive, default=1, metavar="N", help="GPUs of one node (default 1)")
+    command.add_argument("--gpu-memory", type=above_zero, metavar="GIB", help="of one GPU (default: what is here)")
     measured = command.add_mutually_exclusive_group()
     measured.add_argument(
-        "--measure", type=_above_zero, metavar="SECONDS", help="to measure for (default 20, if model and data are here)"
+        "--measure", type=above_zero, metavar="SECONDS", help="to measure for (default 20, if model and data are here)"
     )
     measured.add_argument("--no-measure", action="store_true", help="load no weights")
     command.add_argument("--json", metavar="FILE", help="also write the plan as JSON")
@@ -287,49 +313,6 @@ def _failed(message: str) -> int:
     line = " ".join(message.split())
     print(f"selfdistill: {''.join(filter(str.isprintable, line))}", file=sys.stderr)
     return 1
-
-
-def _natural(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return int(text)
-
-
-def _none_or_more(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
-    return value
-
-
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number between 0 and 1")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return value
 
 
 if __name__ == "__main__":

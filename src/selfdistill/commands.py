@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from selfdistill.errors import RecipeError, RolloutError
 
 if TYPE_CHECKING:
+    from selfdistill.training.alarms import Alarm
     from selfdistill.training.recipe import Recipe
     from selfdistill.training.run import RunResult
 
@@ -73,7 +74,28 @@ def print_result(recipe: Recipe, result: RunResult, again: str) -> None:
         first, last = min(result.evaluations), max(result.evaluations)
         change = compare_results(result.evaluations[first], result.evaluations[last], level=recipe.evaluation.level)
         print(f"step {last} against step {first}: {change}")
+    if result.stopped_early is not None:
+        _print_early_stop(recipe, result, result.stopped_early)
     print(f"run folder: {result.folder}")
+
+
+def _print_early_stop(recipe: Recipe, result: RunResult, alarm: Alarm) -> None:
+    """Print why a run ended before its last step, what to take from it, and how to go on nevertheless."""
+    import shlex
+
+    best = result.best_step
+    print(f"stopped early, after step {result.step} of {recipe.train.steps}: warnings.stop_on has {alarm.name!r}")
+    print(alarm.text)
+    if best is None:
+        print("no checkpoint is known to be the best; set train.evaluate_every, and train.keep_best=true")
+    else:
+        run, out = str(result.folder), f"{result.folder}-best"
+        export = shlex.join(["selfdistill", "export", run, "--checkpoint", "best", "--out", out])
+        print(f"the best checkpoint is that of step {best}; take it with: {export}")
+        before = result.evaluations.get(0)
+        if before is not None and best in result.evaluations and before.avg.mean >= result.evaluations[best].avg.mean:
+            print(f"but the model before training, with {before.avg.mean:.1%}, is no worse")
+    print("to go on nevertheless: --resume with warnings.stop_on=[]")
 
 
 def _require_launcher(arguments: argparse.Namespace) -> None:

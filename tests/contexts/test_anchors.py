@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfdistill.contexts import anchor_overlap, anchors, normalize
+from selfdistill.contexts.anchors import anchor_hits
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "math"
 EMBEDDED = "17+25=42\n42+38=80\n#### 80"
@@ -211,3 +212,11 @@ def test_an_unbraced_fraction_is_a_fraction_and_not_a_number() -> None:
     assert anchors(r"\boxed{\frac12}") == anchors(r"\boxed{\frac{1}{2}}")
     assert anchor_overlap(r"\boxed{\frac12}", "there are 12 apples") == 0
     assert anchor_overlap(r"\boxed{\dfrac12}", r"so it is \tfrac{1}{2}") == 1
+
+
+def test_hits_name_the_anchors_and_their_share_is_the_overlap() -> None:
+    reference, response = r"First $x+1=12$, then 345. So \boxed{7}.", "x + 1 = 12, hence 7"
+    hits = anchor_hits(reference, response)
+    assert hits == {"12": True, "345": False, "7": True, "x+1=12": True}
+    assert sum(hits.values()) / len(hits) == anchor_overlap(reference, response)
+    assert anchor_hits("nothing to find", response) == {}

@@ -1,12 +1,14 @@
 """Hidden ratio and masks (METHODS 3.2)."""
 
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from selfdistill.contexts import OMISSION_MARKER, hidden_ratio, mask_solution
+from selfdistill.contexts.masking import Placement, shown_parts
 from selfdistill.errors import RecipeError
 
 PLACEMENTS = ["suffix", "prefix", "middle", "random", "suffix_at_sentence"]
@@ -113,3 +115,18 @@ def test_a_solution_of_100k_characters_is_masked() -> None:
     text = "A step. " * 12_500
     for placement in PLACEMENTS:
         assert len(mask_solution(text, 0.35, placement, seed=3)) == pytest.approx(65_000, abs=30)
+
+
+@given(text=st.text(max_size=60), ratio=st.floats(0, 1), placement=st.sampled_from(get_args(Placement)))
+def test_shown_parts_join_to_the_text_and_hide_what_was_hidden(text: str, ratio: float, placement: str):
+    shown = mask_solution(text, ratio, placement, 3)
+    parts = shown_parts(text, shown)
+    assert "".join(part for part, _ in parts) == text
+    assert sum(len(part) for part, hidden in parts if hidden) == len(text) - len(shown.replace(OMISSION_MARKER, "", 1))
+
+
+def test_shown_parts_of_a_text_that_was_cut_to_fit_hide_its_end():
+    assert shown_parts("abcdef", "abc") == (("abc", False), ("def", True))
+    assert shown_parts("abcdef", "abcdef") == (("abcdef", False),)
+    masked = mask_solution("abcdefghij", 0.4, "middle")
+    assert shown_parts("abcdefghij", masked[:-1]) == (("abc", False), ("defg", True), ("hi", False), ("j", True))

@@ -142,6 +142,16 @@ def test_a_run_goes_on_with_other_numbers_of_processes(runs: Runs, tmp_path) -> 
     assert drawn[0] == drawn[1]
 
 
+def test_a_warning_ends_the_run_on_all_processes_at_once(tmp_path) -> None:
+    stops = ("rollouts.mismatch_warning=1e-12", "warnings.stop_on=mismatch", "warnings.patience=2", "train.steps=6")
+    _start([[_recipe("sc_sdpo"), _overrides(tmp_path / "run", *stops), {}]], 2, tmp_path / "store")
+    summary = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (summary["step"], summary["stopped_early"]["name"]) == (2, "mismatch")
+    for file in ("metrics.jsonl", "warnings.jsonl"):
+        steps = [json.loads(line)["step"] for line in (tmp_path / "run" / file).open()]
+        assert steps == sorted(set(steps)) and set(steps) <= {1, 2}, file
+
+
 def assert_same_weights(one: Path, other: Path) -> None:
     (name,) = {path.name for path in one.glob("*.safetensors")}
     before, after = load_file(one / name), load_file(other / name)

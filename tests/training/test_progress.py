@@ -52,6 +52,8 @@ def test_every_display_offers_the_same_calls() -> None:
             shown.advance(3)
             shown.responses(1, 4, 3)
         shown.step_line({"step": 1, "loss": 0.5}, total=2)
+        shown.evaluation(1, 0.5)
+        shown.warning("step 1: pass_rate is 0")
         shown.message("done")
 
 
@@ -158,6 +160,31 @@ def test_the_live_lines_show_run_phase_speed_and_metrics() -> None:
     assert "sampling" in shown and "500 of 1,000 tokens, 50 tokens/s, at most 10 s left" in shown
     assert "loss 0.250" in shown
     assert "sampling" not in picture(progress)
+
+
+def test_the_live_lines_show_phases_accuracy_and_the_last_three_warnings() -> None:
+    progress = LiveProgress(Terminal())
+    for step, rate in enumerate((0.2, 0.31, 0.6), start=1):
+        seconds = {"seconds/sampling": 3.0, "seconds/update": 1.5, "tokens_per_second/sampling": 1234.5}
+        progress.step_line({"step": step, "pass_rate": rate, **seconds}, total=10)
+        progress.evaluation(step, rate)
+    for step in range(1, 5):
+        progress.warning(f"step {step}: pass_rate is low\x1b[2J; lower train.learning_rate")
+    shown = picture(progress)
+    assert "sampling 3.0 s (1,234 tokens/s), update 1.5 s" in shown
+    assert "accuracy  ▁▃█ 60.0% at step 3, best 60.0% at step 3" in shown
+    assert "pass rate ▁▃█ 0.60, 0.20 to 0.60 in the last 3 steps" in shown
+    assert [f"! step {step}" in shown for step in (1, 2, 3, 4)] == [False, True, True, True]
+    assert "\x1b[2J" not in shown
+
+
+def test_a_warning_is_a_line_that_stays_in_any_display() -> None:
+    progress, stream, _ = plain()
+    progress.warning("step 4: leak_rate is 0.2\x1b[2J; read rollouts.jsonl")
+    assert stream.getvalue() == "warning: step 4: leak_rate is 0.2\N{REPLACEMENT CHARACTER}[2J; read rollouts.jsonl\n"
+    terminal = Terminal()
+    LiveProgress(terminal).warning("step 4: leak_rate is 0.2")
+    assert "warning: step 4: leak_rate is 0.2" in terminal.getvalue()
 
 
 def test_a_live_phase_without_a_total_shows_its_seconds() -> None:

@@ -196,7 +196,7 @@ def test_an_evaluation_without_training_syncs_once_closes_and_can_go_on(engines,
 
 def test_a_large_mismatch_is_warned_of(engines, make_recipe) -> None:
     class Listening(NullProgress):
-        def message(self, text: str) -> None:
+        def warning(self, text: str) -> None:
             said.append(text)
 
     said: list[str] = []

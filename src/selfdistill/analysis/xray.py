@@ -18,7 +18,7 @@ COLUMNS = {
     "divergence": "divergence of the student from the (interpolated) self-teacher, nats, as the method minimises it",
     "entropy_ratio": "H_T / max(H_S, 1e-6), what PAINT ranks tokens by",
     "log_ratio": "log p_T(y) - log p_S(y) of the sampled token",
-    "weight": "what the token's loss is multiplied with, relative to the mean over this rollout group's tokens",
+    "weight": "what the token's loss is multiplied with, over the mean size of that on this group's tokens",
     "student_entropy": "H_S, nats",
     "teacher_entropy": "H_T, nats",
     "student_logprob": "log p_S(y)",

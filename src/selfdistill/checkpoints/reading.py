@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.checkpoints.folder import OLD_STATE
-from selfdistill.checkpoints.manifest import STATE, Manifest, check_digests, check_sizes, read_manifest
+from selfdistill.checkpoints.manifest import STATE, Manifest, check_digests, check_sizes, put_back, read_manifest
 from selfdistill.checkpoints.shards import Shard
-from selfdistill.checkpoints.state import OPTIMIZER, TEACHER, WEIGHTS, TrainState
+from selfdistill.checkpoints.state import OPTIMIZER, TEACHER, WEIGHTS, TrainState, restore, targets
 from selfdistill.checkpoints.storage import describe, read_shards
 from selfdistill.errors import TrainingError
 from selfdistill.teachers.weights import trainable
@@ -115,6 +115,31 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         if parameters[name].shape != value.shape:
             raise ValueError(f"it is of another model: {name!r} is {list(value.shape)}")
         parameters[name].copy_(value)
+
+
+def load_state(state: TrainState, path: Path) -> None:
+    """Put the checkpoint at ``path`` into ``state``, on one process. The folder is left as it is: its run may go on.
+
+    Raises:
+        TrainingError: it is damaged, or of another model or teacher. ``state`` is of no more use then.
+    """
+    try:
+        if not (path / STATE).exists():
+            load_old(state, path)
+            return
+        manifest = read_manifest(path)
+        check_sizes(path, manifest)
+        check_digests(path, manifest)
+        metadata, described = describe(path)
+        parts = targets(state, described)
+        read_shards(path, metadata, parts)
+    except UNREADABLE as error:
+        raise TrainingError(
+            f"the checkpoint {str(path)!r} cannot be used ({reason(error)}); take another one, or restore it from a "
+            "copy"
+        ) from None
+    restore(state, parts)
+    put_back(manifest, state)
 
 
 def load_old(state: TrainState, path: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from selfdistill.contexts.math_spans import boxes, equations, split_math
 from selfdistill.contexts.normalization import canonical, normalize
 
-__all__ = ["anchor_overlap", "anchors", "normalize"]
+__all__ = ["anchor_hits", "anchor_overlap", "anchors", "normalize"]
 
 MIN_FORMULA_CHARACTERS = 3
 """Shortest formula that counts, after Norm."""
@@ -62,13 +62,19 @@ def anchor_overlap(reference: str, response: str) -> float:
     ``=42`` and ``42+38`` on two lines both hold 42. A signed number needs its sign. Every other anchor has to be a
     substring of Norm(response).
     """
+    hits = anchor_hits(reference, response)
+    return sum(hits.values()) / len(hits) if hits else 0.0
+
+
+def anchor_hits(reference: str, response: str) -> dict[str, bool]:
+    """Return the reference's anchors, normalised and sorted, each with whether the response contains it."""
     wanted = anchors(reference)
     if not wanted:
-        return 0.0
+        return {}
     dense = normalize(response)
     numbers = {anchor for anchor in wanted if _IS_NUMBER.fullmatch(anchor)}
-    hits = len(numbers & (_numbers(canonical(response)) | _numbers(dense))) + _count_contained(wanted - numbers, dense)
-    return hits / len(wanted)
+    found = numbers & (_numbers(canonical(response)) | _numbers(dense)) | _contained(wanted - numbers, dense)
+    return {anchor: anchor in found for anchor in sorted(wanted)}
 
 
 def _answer(reference: str, spaced: str) -> str:
@@ -95,10 +101,11 @@ def _informative_numbers(spaced: str) -> Iterator[str]:
             yield f"{number}/{denominator}"
 
 
-def _count_contained(formulas: frozenset[str], dense: str) -> int:
+def _contained(formulas: frozenset[str], dense: str) -> set[str]:
     # The trigrams rule out most absent formulas without a search.
     trigrams = {dense[start : start + 3] for start in range(len(dense))}
-    return sum(formula in dense for formula in formulas if len(formula) < 3 or {formula[:3], formula[-3:]} <= trigrams)
+    possible = {one for one in formulas if len(one) < 3 or {one[:3], one[-3:]} <= trigrams}
+    return {formula for formula in possible if formula in dense}
 
 
 def _numbers(text: str) -> set[str]:

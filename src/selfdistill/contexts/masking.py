@@ -60,6 +60,25 @@ def mask_solution(text: str, ratio: float, placement: str = "suffix", seed: int 
     return text[:start] + OMISSION_MARKER + text[end:]
 
 
+def shown_parts(text: str, shown: str) -> tuple[tuple[str, bool], ...]:
+    """Return ``text`` in consecutive parts, each with whether it is hidden in ``shown``.
+
+    ``shown`` is what :func:`mask_solution` made of it, perhaps cut off at its end to fit a prompt.
+    """
+    start = shown.find(OMISSION_MARKER)
+    while start >= 0 and text[:start] == shown[:start]:
+        rest = shown[start + len(OMISSION_MARKER) :]
+        place = len(text) - len(rest) if text.endswith(rest) else text.find(rest, start)
+        if place > start:
+            end = place + len(rest)
+            parts = ((text[:start], False), (text[start:place], True), (text[place:end], False), (text[end:], True))
+            return tuple((part, hidden) for part, hidden in parts if part)
+        start = shown.find(OMISSION_MARKER, start + 1)
+    same = (one == other for one, other in zip(text, shown, strict=False))
+    kept = next((place for place, is_same in enumerate(same) if not is_same), min(len(text), len(shown)))
+    return tuple((part, hidden) for part, hidden in ((text[:kept], False), (text[kept:], True)) if part)
+
+
 def placement_name(name: str) -> Placement:
     """Return the placement that ``name`` or its alias stands for.
 

@@ -64,6 +64,10 @@ class EvaluationConfig:
     """Thinking mode, where the chat template has one; None leaves the template's default."""
     level: float = Field(default=0.95, gt=0, lt=1)
     """Of the intervals over problems."""
+    teacher_questions: int = Field(default=0, ge=0)
+    """During training, at each evaluation, on so many questions: is the self-teacher better than the student? Both are
+    asked (in this process, whatever the engine) held-out questions if those have what the teacher is shown, else
+    training questions. 0: not measured."""
 
 
 @plain_dataclass(frozen=True, slots=True)

@@ -119,9 +119,17 @@ class RelayProgress:
         """Show a step."""
         self._add("step_line", dict(metrics), total)
 
+    def evaluation(self, step: int, mean: float) -> None:
+        """Show an evaluation."""
+        self._add("evaluation", step, mean)
+
     def message(self, text: str) -> None:
         """Show a line."""
         self._add("message", text)
+
+    def warning(self, text: str) -> None:
+        """Show a warning."""
+        self._add("warning", text)
 
     def _add(self, *event: Any) -> None:
         with self._lock:

@@ -19,7 +19,6 @@ from selfdistill.methods.sources import ReferenceSolutions
 from selfdistill.models.loading import Policy, load_policy
 from selfdistill.questions import LoadedData
 from selfdistill.rollouts.journal import Journals
-from selfdistill.rollouts.mismatch import MismatchAlarm
 from selfdistill.rollouts.transformers_sampler import TransformersSampler
 from selfdistill.scoring.rows import sequence_length
 from selfdistill.teachers import SelfTeacher, start_teacher
@@ -180,7 +179,6 @@ class _Bench:
             self.frame,
             NullProgress(),
             journals=Journals(folder),
-            alarm=MismatchAlarm(config.mismatch_warning),
             prior=prior,
         )
 

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 
+from selfdistill.training.alarms import Alarm
 from selfdistill.training.recipe import Recipe, parse_recipe, resume_conflicts
 from selfdistill.training.recipe_file import read_yaml
 from selfdistill.training.run import RunResult
@@ -28,15 +29,20 @@ def has_run(recipe: Recipe) -> bool:
 def finished_result(recipe: Recipe) -> RunResult | None:
     """Return the result of the run in the folder; None if it is not finished, or was made with other settings.
 
-    A run that was to take fewer steps than ``recipe`` asks for is not finished: it goes on.
+    A run that was to take fewer steps than ``recipe`` asks for is not finished: it goes on. So does one that a warning
+    has ended, if ``recipe`` has other settings of ``warnings``.
     """
     folder = RunFolder(recipe.folder)
     if not (folder.result.exists() and folder.recipe.exists()):
         return None
-    if resume_conflicts(parse_recipe(read_yaml(folder.recipe), str(folder.recipe)), recipe):
+    before = parse_recipe(read_yaml(folder.recipe), str(folder.recipe))
+    if resume_conflicts(before, recipe):
         return None  # going on with it says what is wrong
     summary = json.loads(folder.result.read_text(encoding="utf-8"))
     step, sampled = summary["step"], summary.get("rollout_tokens", 0)
-    if step > recipe.train.steps or not recipe.train.ends_after(step, sampled):
+    early = summary.get("stopped_early")
+    over = early is not None and before.warnings == recipe.warnings
+    if step > recipe.train.steps or not (over or recipe.train.ends_after(step, sampled)):
         return None
-    return RunResult(folder.path, step, True, folder.read_evaluations())
+    alarm = Alarm.from_json(early) if early else None
+    return RunResult(folder.path, step, True, folder.read_evaluations(), alarm, summary.get("best_step"))

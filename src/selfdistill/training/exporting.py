@@ -33,7 +33,7 @@ def export_checkpoint(run: Path, out: Path, which: str = "last") -> int:
         raise TrainingError(f"{str(run)!r} is no run folder: it has no recipe.yaml; give the folder of a run")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise TrainingError(f"--out: {str(out)!r} holds something already; choose a new folder")
-    step = _step(CheckpointFolder(folder.checkpoints), which)
+    step = chosen_step(CheckpointFolder(folder.checkpoints), which)
     path = CheckpointFolder(folder.checkpoints).of(step)
     weights = read_weights(path)
     recipe = load_recipe(folder.recipe)
@@ -56,7 +56,12 @@ def _on_cpu(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
 
 
-def _step(folder: CheckpointFolder, which: str) -> int:
+def chosen_step(folder: CheckpointFolder, which: str) -> int:
+    """Return the step of the checkpoint that ``which`` names: ``last``, ``best`` or a step.
+
+    Raises:
+        TrainingError: there is no such checkpoint.
+    """
     steps = folder.steps()
     if not steps:
         raise TrainingError(f"there is no checkpoint in {str(folder.path)!r}; the run has not saved one yet")

@@ -66,14 +66,15 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether its result is there, at the number of steps, or of sampled tokens, that is asked for."""
+        """Whether its result is there: at the steps, or tokens, that are asked for, or where a warning ended it."""
         summary = self._summary()
         if summary is None:
             return False
         if self.steps == 0:
             return True
         done, sampled = summary["step"], summary.get("rollout_tokens", 0)
-        return bool(done <= self.steps and self.recipe.train.ends_after(done, sampled))
+        over = bool(summary.get("stopped_early")) or self.recipe.train.ends_after(done, sampled)
+        return bool(done <= self.steps and over)
 
     @property
     def engines(self) -> frozenset[str]:

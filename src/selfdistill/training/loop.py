@@ -28,7 +28,6 @@ from selfdistill.questions.question import Question
 from selfdistill.randomness import derive, python_random
 from selfdistill.rollouts.collect import reference_rollouts, stream_siblings
 from selfdistill.rollouts.journal import Journaled, Journals
-from selfdistill.rollouts.mismatch import MismatchAlarm
 from selfdistill.rollouts.rollout import Rollout
 from selfdistill.rollouts.sampler import Engine, Place, Sampler, draws_from_policy
 from selfdistill.rollouts.verifying import Results, Verifying, for_others, groups_of, joined, verifying
@@ -60,7 +59,6 @@ class Trainer:
     frame: PromptFrame
     progress: Progress
     journals: Journals
-    alarm: MismatchAlarm
     synced: Synced = field(default_factory=Synced)
     pending: Pending = field(default_factory=Pending)
     prior: Mapping[str, float] | None = None
@@ -90,8 +88,6 @@ class Trainer:
         state.rollout_tokens += batch.tokens
         self.journals.forget(f"{state.step:06d}")
         state.step += 1
-        if warning := self.alarm.text(state.step, metrics.get("sampler_mismatch")):
-            self.progress.message(warning)
         counts = {"step": state.step, "rollout_tokens": state.rollout_tokens}
         return {**counts, **metrics, **clock.metrics()}, plan
 

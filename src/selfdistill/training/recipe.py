@@ -21,6 +21,7 @@ from selfdistill.questions.config import DataConfig
 from selfdistill.questions.tasks import find_task
 from selfdistill.rollouts.config import RolloutsConfig
 from selfdistill.rollouts.needs import Needs, has_logprobs
+from selfdistill.training.alarm_config import WarningsConfig
 from selfdistill.training.config import OutputConfig, ScoringConfig, TrainConfig
 from selfdistill.training.recipe_file import dump_yaml, merged, read_extended, split_override
 from selfdistill.validation import SECTION, explain
@@ -44,8 +45,10 @@ PLACE_MAY_CHANGE = (
     "rollouts.vllm.",
     "rollouts.mismatch_warning",
     "rollouts.handshake_tolerance",
+    "warnings.",
 )
-"""Beginnings of the settings that a resumed run may change because they say where things are and who is waited for."""
+"""Beginnings of the settings that a resumed run may change because they say where things are, who is waited for, and
+what is worth a warning."""
 HOTTEST = 2.0
 """The highest temperature that vLLM takes."""
 
@@ -68,6 +71,7 @@ class Recipe(BaseModel):
     scoring: ScoringConfig = Field(default_factory=ScoringConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    warnings: WarningsConfig = Field(default_factory=WarningsConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
 
     @field_validator("name")

@@ -6,18 +6,20 @@ engine ends it like a stop does: with a checkpoint, and with every response that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfdistill.contexts.prompt import PrivilegedPrompt
 from selfdistill.errors import RolloutError, TrainingError
 from selfdistill.evaluation.result import EvaluationResult
 from selfdistill.evaluation.run import evaluate
 from selfdistill.models.loading import resolve_device, save_pretrained
 from selfdistill.parallel.sharding import exporting, state_of
 from selfdistill.parallel.world import joined
+from selfdistill.training.alarms import Alarm
 from selfdistill.training.card import model_card
 from selfdistill.training.interruption import StopRequested
 from selfdistill.training.loop import Clock
@@ -25,8 +27,14 @@ from selfdistill.training.metrics import Metrics, finite
 from selfdistill.training.plan import Plan
 from selfdistill.training.progress import NullProgress, Progress
 from selfdistill.training.recipe import Recipe
-from selfdistill.training.run_folder import write_json
+from selfdistill.training.run_folder import TEACHER, write_json
 from selfdistill.training.start import Run, start
+from selfdistill.training.teacher_accuracy import (
+    TeacherAccuracy,
+    answers_per_question,
+    held_out_slice,
+    measure_teacher,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,10 @@ class RunResult:
     """False: stopped on request; resume it."""
     evaluations: Mapping[int, EvaluationResult]
     """By number of steps done."""
+    stopped_early: Alarm | None = None
+    """The warning that ended it before its last step (``warnings.stop_on``)."""
+    best_step: int | None = None
+    """The step of the best checkpoint, by avg@k; None: none was evaluated, or ``train.keep_best`` is false."""
 
 
 def train(
@@ -88,7 +100,7 @@ def take_step(run: Run) -> Metrics:
     config, state = run.recipe.train, run.state
     with _keeping(run):
         metrics, plan = run.trainer.step(state)
-    run.world.main(lambda: _write_step(run, metrics, plan))
+    run.early = run.world.main(lambda: _write_step(run, metrics, plan))
     run.trackers.log(metrics, state.step)
     run.trainer.progress.step_line(metrics, config.steps)
     if state.bad_steps >= config.max_bad_steps:
@@ -104,9 +116,22 @@ def take_step(run: Run) -> Metrics:
     return metrics
 
 
-def _write_step(run: Run, metrics: Metrics, plan: Plan) -> None:
+def _write_step(run: Run, metrics: Metrics, plan: Plan) -> Alarm | None:
+    """Write a step and the warnings about it; return the one that ends the run."""
+    due = run.alarms.observe(metrics)
+    metrics["warnings"] = run.alarms.count
     run.folder.append(run.folder.metrics, [finite(metrics)])
     run.folder.append(run.folder.rollouts, _rollout_records(run.recipe, run.state.step, plan))
+    return say(run, due)
+
+
+def say(run: Run, due: Sequence[Alarm]) -> Alarm | None:
+    """Write and show warnings, on the main process; return the one that ends the run, if one does."""
+    if due:
+        run.folder.append(run.folder.warnings, [alarm.to_json() for alarm in due])
+    for alarm in due:
+        run.trainer.progress.warning(str(alarm))
+    return run.alarms.stop
 
 
 def evaluate_now(run: Run) -> EvaluationResult:
@@ -143,31 +168,67 @@ def evaluate_now(run: Run) -> EvaluationResult:
                 on_responses=trainer.progress.responses,
                 world=run.world,
             )
-    run.world.main(lambda: write_json(folder / "result.json", result.to_json()))
+        teacher = _teacher_now(run, on_tokens)
+    run.early = run.world.main(lambda: _write_evaluation(run, result, teacher, folder))
     run.evaluations[run.state.step] = result
     run.trackers.log_evaluation(result, run.state.step)
     if recipe.train.keep_best and run.state.step:
         run.saver.keep_best(run.state, result.avg.mean)
+    trainer.progress.evaluation(run.state.step, result.avg.mean)
     trainer.progress.message(f"step {run.state.step}: {result}")
     return result
 
 
+def _teacher_now(run: Run, on_tokens: Callable[[int], None]) -> TeacherAccuracy | None:
+    """Let student and self-teacher answer the same questions, if the recipe asks for it and there is a teacher."""
+    method, count, teacher = run.recipe.method, run.recipe.evaluation.teacher_questions, run.state.teacher
+    if not count or teacher is None:
+        return None
+    asked, _ = held_out_slice(method, run.data, count)
+    samples = answers_per_question(method)
+    expected = 2 * len(asked) * samples * run.recipe.rollouts.sampling.max_new_tokens
+    with run.trainer.progress.phase("evaluating the self-teacher", expected):
+        found = measure_teacher(run.trainer, teacher, asked, samples, step=run.state.step, on_tokens=on_tokens)
+    run.trackers.log(found.metrics(), run.state.step)
+    run.trainer.progress.message(f"step {run.state.step}: {found}")
+    return found
+
+
+def _write_evaluation(
+    run: Run, result: EvaluationResult, teacher: TeacherAccuracy | None, folder: Path
+) -> Alarm | None:
+    """Write an evaluation and the warnings about it; return the one that ends the run."""
+    due = []
+    if teacher is not None:
+        write_json(folder / TEACHER, teacher.to_json())
+    write_json(folder / "result.json", result.to_json())  # last: it marks the evaluation as done
+    due += run.alarms.observe_evaluation(run.state.step, result)
+    if teacher is not None and teacher.covered:
+        due += run.alarms.observe_teacher(run.state.step, *teacher.evidence)
+    return say(run, due)
+
+
 def finish(run: Run) -> RunResult:
-    """Save the final weights and mark the run as finished."""
-    recipe, state = run.recipe, run.state
+    """Save the final weights and mark the run as finished, at its last step or before it."""
+    recipe, state, early = run.recipe, run.state, None if run.complete else run.early
+    best = run.saver.best.step if run.saver.best else None
+    if early is not None:
+        run.trainer.progress.message(f"ending after step {state.step}, by warnings.stop_on: {early.text}")
     _save(run)
     if recipe.output.save_model:
         with exporting(state.model):
             run.world.main(lambda: _save_final(run))
     summary = {
         "finished": True,
+        "stopped_early": early.to_json() if early else None,
+        "best_step": best,
         "step": state.step,
         "rollout_tokens": state.rollout_tokens,
         "skipped_updates": state.skipped_updates,
         "evaluations": {str(step): result.to_json() for step, result in sorted(run.evaluations.items())},
     }
     run.world.main(lambda: write_json(run.folder.result, summary))
-    return RunResult(run.folder.path, state.step, True, run.evaluations)
+    return RunResult(run.folder.path, state.step, True, run.evaluations, early, best)
 
 
 def _save_final(run: Run) -> None:
@@ -223,11 +284,18 @@ def _rollout_records(recipe: Recipe, step: int, plan: Plan) -> Iterator[dict[str
             "sibling": rollout.sibling,
             "prompt": rollout.question.messages[-1]["content"],
             "response": rollout.text,
+            "response_ids": list(rollout.response_ids),
             "finish_reason": rollout.finish_reason,
             "reward": verdict.reward,
             "success": verdict.success,
             "answer": verdict.answer,
-            "shown": row.prompt.shown if row.prompt else None,
+            **_shown(row.prompt),
             "weight": row.weight,
             "objective": row.objective,
         }
+
+
+def _shown(prompt: PrivilegedPrompt | None) -> dict[str, Any]:
+    """Return what is kept of the teacher's prompt."""
+    names = ("shown", "source", "overlap", "hidden_ratio", "demonstrator")
+    return {name: getattr(prompt, name, None) for name in names}

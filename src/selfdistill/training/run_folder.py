@@ -22,6 +22,8 @@ from selfdistill.models import folders
 
 _TEMPORARY = re.compile(r"\..+\.\d+")
 """What :func:`replace_text` writes before it gives a file its name."""
+TEACHER = "teacher.json"
+"""Beside an evaluation's result: how well student and self-teacher answer."""
 PACKAGES = ("torch", "transformers", "peft", "datasets", "math-verify", "tokenizers", "numpy")
 
 
@@ -50,6 +52,11 @@ class RunFolder:
     def rollouts(self) -> Path:
         """One JSON object per saved rollout."""
         return self.path / "rollouts.jsonl"
+
+    @property
+    def warnings(self) -> Path:
+        """One JSON object per warning; absent where there was none."""
+        return self.path / "warnings.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -133,7 +140,7 @@ class RunFolder:
         Raises:
             TrainingError: a line is not what this package writes.
         """
-        for file in (self.metrics, self.rollouts):
+        for file in (self.metrics, self.rollouts, self.warnings):
             if file.exists():
                 kept = [line for number, line in _whole_lines(file) if _step_of(line, file, number) <= step]
                 replace_text(file, "".join(kept))
@@ -141,6 +148,14 @@ class RunFolder:
             if done > step:
                 shutil.rmtree(self.evaluation(done), ignore_errors=True)
         self.result.unlink(missing_ok=True)
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """Yield the metrics of every step."""
+        return _records(self.metrics)
+
+    def read_warnings(self) -> Iterator[dict[str, Any]]:
+        """Yield the warnings so far."""
+        return _records(self.warnings)
 
     def evaluated_steps(self) -> list[int]:
         """Return the steps that have an evaluation, finished or not."""
@@ -238,6 +253,12 @@ def _whole_lines(file: Path) -> Iterator[tuple[int, str]]:
     *whole, _ = file.read_bytes().split(b"\n")
     for number, line in enumerate(whole, start=1):
         yield number, line.decode("utf-8", errors="replace") + "\n"
+
+
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    if file.exists():
+        for _, line in _whole_lines(file):
+            yield json.loads(line)
 
 
 def _step_of(line: str, file: Path, number: int) -> int:

@@ -22,9 +22,9 @@ from selfdistill.parallel.watchdog import Watchdog
 from selfdistill.parallel.world import ALONE, World, local_device
 from selfdistill.questions import LoadedData, load_data
 from selfdistill.rollouts.journal import Journals
-from selfdistill.rollouts.mismatch import MismatchAlarm
 from selfdistill.scoring import check_packing
 from selfdistill.teachers import start_teacher
+from selfdistill.training.alarms import Alarm, Alarms
 from selfdistill.training.budget import Budget
 from selfdistill.training.engines import make_engine
 from selfdistill.training.interruption import StopFlag
@@ -36,7 +36,8 @@ from selfdistill.training.prior import Prior, measure
 from selfdistill.training.progress import Progress
 from selfdistill.training.recipe import Recipe, describe_changes, parse_recipe, resume_conflicts
 from selfdistill.training.recipe_file import read_yaml
-from selfdistill.training.run_folder import RunFolder
+from selfdistill.training.run_folder import TEACHER, RunFolder
+from selfdistill.training.teacher_accuracy import read_evidence
 from selfdistill.training.trackers import Trackers, check_trackers, start_trackers
 
 LOCK_SECONDS = 60.0
@@ -52,6 +53,10 @@ class Run:
     state: TrainState
     data: LoadedData
     saver: Saver
+    alarms: Alarms
+    """The warnings; only the main process's observe anything."""
+    early: Alarm | None = None
+    """The warning that ends the run before its last step."""
     evaluations: dict[int, EvaluationResult] = field(default_factory=dict)
     """By number of steps done."""
     stop: StopFlag = field(default_factory=StopFlag)
@@ -71,7 +76,12 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether there is no step left to take: all are done, or the budget of sampled tokens is reached."""
+        """Whether there is no step left to take: all are done, the tokens are used up, or a warning ends the run."""
+        return self.early is not None or self.complete
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps are done, or the budget of sampled tokens is reached."""
         return self.recipe.train.ends_after(self.state.step, self.state.rollout_tokens)
 
     def __enter__(self) -> Self:
@@ -121,7 +131,6 @@ def start(recipe: Recipe, *, resume: bool, progress: Progress, world: World = AL
             frame,
             progress,
             journals=Journals(folder.path, world.rank),
-            alarm=MismatchAlarm(recipe.rollouts.mismatch_warning),
             world=world,
             budget=Budget(recipe.train.micro_batch_tokens, _memory_file(folder, world), progress.message),
             check=stop.check,
@@ -138,7 +147,7 @@ def start(recipe: Recipe, *, resume: bool, progress: Progress, world: World = AL
             timeout_seconds=recipe.parallel.timeout_seconds,
         )
         stack.callback(saver.close)
-        run = Run(folder, trainer, _first_state(recipe, policy, prior), data, saver, stop=stop)
+        run = Run(folder, trainer, _first_state(recipe, policy, prior), data, saver, Alarms.of(recipe), stop=stop)
         if resume:
             _restore(run)
         _track(run, stack)
@@ -282,7 +291,23 @@ def _restore(run: Run) -> None:
     run.world.main(lambda: run.folder.truncate_after(done))
     run.trainer.journals.keep_only_step(done)
     run.evaluations.update(run.folder.read_evaluations())
+    run.early = run.world.main(lambda: _catch_up(run))
+    for step, result in sorted(run.evaluations.items()):
+        run.trainer.progress.evaluation(step, result.avg.mean)
     if run.recipe.train.keep_best and done in run.evaluations and done:  # it may have ended in between
         run.saver.keep_best(run.state, run.evaluations[done].avg.mean)
     steps = run.recipe.train.steps
     run.trainer.progress.message(f"resuming after step {done} of {steps}" if done else "starting from the beginning")
+
+
+def _catch_up(run: Run) -> Alarm | None:
+    """Let the warnings see what was done so far; return the one that has ended the run already, if one has."""
+    files = {step: run.folder.evaluation(step) / TEACHER for step in run.evaluations}
+    teachers = {step: found for step, file in files.items() if (found := read_evidence(file)) is not None}
+    due = run.alarms.catch_up(run.folder.read_metrics(), run.evaluations, teachers)
+    known = list(run.folder.read_warnings())
+    # A kill may have come between an evaluation and the warning about it.
+    rows = [alarm.to_json() for alarm in due if alarm.step == run.state.step]
+    if missing := [row for row in rows if row not in known]:
+        run.folder.append(run.folder.warnings, missing)
+    return run.alarms.stop

@@ -191,7 +191,7 @@ class _Passes:
                     raise
             if self.scores is None:
                 self.budget.halve(longest, "in the teacher's pass")
-        self.importance = _entropy_importance(self.method, self.scores, self.scoring)
+        self.importance = entropy_importance(self.method, self.scores, self.scoring)
 
     def learn(self, rows: Sequence[Row], names: Sequence[str], together: Callable[[int], int] | None) -> float:
         """Make all passes of the student and return this process's share of the loss."""
@@ -312,7 +312,7 @@ def _objective(method: Method, name: str | None) -> Objective:
     return part
 
 
-def _entropy_importance(method: Method, scores: TeacherScores, scoring: Scoring) -> list[Tensor] | None:
+def entropy_importance(method: Method, scores: TeacherScores, scoring: Scoring) -> list[Tensor] | None:
     """SRPO: exp(-b H_T) over its mean over ALL distilled tokens of the step, per row; None for methods without it."""
     part = method.distillation
     if part is None or part.entropy_weight is None:

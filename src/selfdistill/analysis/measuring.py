@@ -1,0 +1,30 @@
+"""Measure a run after the fact, from its newest checkpoint, into ``analysis/`` of its folder, for the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from selfdistill.analysis.divergences import study
+from selfdistill.analysis.subject import open_subject
+from selfdistill.training.progress import Progress
+from selfdistill.training.run_folder import write_json
+
+DIVERGENCES = Path("analysis") / "divergences.json"
+"""Where SC-SDPO's four measures of a run are kept, below its folder."""
+
+
+def measure_divergences(run: Path, questions: int, progress: Progress | None = None) -> Path:
+    """Write SC-SDPO's four measures for the newest checkpoint of a run and return the file.
+
+    Args:
+        run: the run folder, which may still be going on.
+        questions: training questions whose rollouts are drawn and scored.
+        progress: where to show what goes on.
+
+    Raises:
+        SelfDistillError: there is no such run or checkpoint, its model cannot be loaded, or its method has no teacher.
+    """
+    with open_subject(str(run), progress=progress) as subject:
+        found = study(subject, questions)
+    write_json(run / DIVERGENCES, found)
+    return run / DIVERGENCES
