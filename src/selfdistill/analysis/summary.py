@@ -37,9 +37,10 @@ def results_table(series: Sequence[Series], found: Mapping[int, Evaluated]) -> T
     mosts = {found[one.index].most for one in evaluated}
     most = str(mosts.pop()) if len(mosts) == 1 else "k"
     header = (
-        *("run", "step", f"avg@{k}, %", f"first avg@{k}, %", "last minus first, points", f"best avg@{k}, %"),
-        *(f"maj@{k}, %", f"first maj@{k}, %", f"pass@{most}, %", f"first pass@{most}, %"),
-        *([f"avg against {reference.label}, points"] if reference else []),
+        *("run", "step", f"avg@{k}, %", "last minus first, points"),
+        *([f"against {reference.label}, points"] if reference else []),
+        *(f"first avg@{k}, %", f"best avg@{k}, %", f"maj@{k}, %", f"first maj@{k}, %"),
+        *(f"pass@{most}, %", f"first pass@{most}, %"),
     )
     rows = tuple((one, _results(one, found, reference)) for one in evaluated)
     return Table(_caption(evaluated, found, reference), header, rows)
@@ -72,20 +73,21 @@ def _results(one: Series, found: Mapping[int, Evaluated], reference: Series | No
     cells = [
         str(last),
         percent(own.avg[last]),
-        f"{percent(own.avg[first])} (step {first})" if trained else NOTHING,
         _difference(gain(own.results[first], own.results[last])) if trained else NOTHING,
+    ]
+    if reference is not None:
+        other = found[reference.index]
+        same = one is reference
+        cells.append(NOTHING if same else _difference(gain(other.results[other.steps[-1]], own.results[last])))
+    return (
+        *cells,
+        f"{percent(own.avg[first])} (step {first})" if trained else NOTHING,
         f"{percent(own.avg[best])} (step {best})" if trained else NOTHING,
         percent(own.maj[last]),
         percent(own.maj[first]) if trained else NOTHING,
         percent(own.passes(last)),
         percent(own.passes(first)) if trained else NOTHING,
-    ]
-    if reference is None:
-        return tuple(cells)
-    if one is reference:
-        return (*cells, NOTHING)
-    other = found[reference.index]
-    return (*cells, _difference(gain(other.results[other.steps[-1]], own.results[last])))
+    )
 
 
 def _cost(one: Series) -> tuple[str, ...]:
@@ -120,8 +122,8 @@ def _caption(evaluated: Sequence[Series], found: Mapping[int, Evaluated], refere
         parts.append("With one seed, intervals lack the variation between trainings.")
     if any(len(found[one.index].steps) > 2 for one in evaluated):
         parts.append("The best step was chosen on the questions that it is reported on, which flatters it.")
-    if reference is not None and not reference.untrained:
-        parts.append(f"The last column compares with the last evaluation of {reference.label}.")
+    if reference is not None:
+        parts.append(f"The column against {reference.label} is about its last evaluation, in avg@k.")
     return " ".join(parts)
 
 
