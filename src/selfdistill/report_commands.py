@@ -10,10 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from selfdistill.argument_types import positive
 from selfdistill.errors import DataError
 
 if TYPE_CHECKING:
     from selfdistill.analysis.report import Report
+
+QUESTIONS = 16
+"""Whose rollouts ``--measure`` scores, if it is not told."""
 
 
 def add_report(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,6 +36,15 @@ def add_report(sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--format", default="png,svg", metavar="A,B", help="with --figures: of png, svg, pdf (default png,svg)"
     )
     command.add_argument(
+        "--measure",
+        type=positive,
+        nargs="?",
+        const=QUESTIONS,
+        metavar="N",
+        help="first load each run's newest checkpoint and measure SC-SDPO's four divergences on the rollouts of N "
+        f"training questions (default {QUESTIONS}); kept in the run folder for the next report",
+    )
+    command.add_argument(
         "--watch", action="store_true", help="write it again as the runs go on; the page reloads itself"
     )
     command.add_argument(
@@ -46,10 +59,27 @@ def report(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out) if arguments.out else default_page(paths)
     if out.is_dir():
         raise DataError(f"--out is {str(out)!r}, a folder; name a file, for example {str(out / 'report.html')!r}")
+    if arguments.measure:
+        _measure(paths, arguments.measure)
     if arguments.watch:
         return _watch(paths, out, arguments)
     _print(_write(paths, out, arguments, refresh=None), out)
     return 0
+
+
+def _measure(paths: Sequence[Path], questions: int) -> None:
+    """Measure the divergences of every run that has a self-teacher and a checkpoint."""
+    from selfdistill.analysis.measuring import measurable, measure_divergences
+    from selfdistill.analysis.run_data import find_runs
+    from selfdistill.training.progress import make_progress
+
+    for run in find_runs(paths):
+        reason = measurable(run)
+        if reason:
+            print(f"not measured: {run}: {reason}")
+            continue
+        with make_progress() as progress:
+            print(f"measured: {measure_divergences(run, questions, progress)}", flush=True)
 
 
 def default_page(paths: Sequence[Path]) -> Path:

@@ -6,6 +6,7 @@ import torch
 from selfdistill.analysis.divergences import MEASURES, study, token_measures
 from selfdistill.analysis.scored import score
 from selfdistill.analysis.subject import open_subject
+from selfdistill.cli import main
 from selfdistill.errors import RecipeError
 
 RECIPES = "recipes/embedded"
@@ -69,3 +70,16 @@ def test_a_study_counts_every_token_once_and_says_what_it_leaves_out(subject):
 def test_a_method_without_a_teacher_has_nothing_to_measure():
     with open_subject(f"{RECIPES}/grpo.yaml") as opened, pytest.raises(RecipeError, match="'grpo' has no self-teacher"):
         study(opened, questions=1)
+
+
+def test_the_report_measures_a_run_when_asked_and_says_why_not(tmp_path, capsys):
+    quick = ["train.steps=1", "train.questions_per_step=2", "data.eval_limit=2", "evaluation.samples=2"]
+    for method in ("sc_sdpo", "grpo"):
+        assert main(["train", f"{RECIPES}/{method}.yaml", *quick, f"output.folder={tmp_path / method}"]) == 0
+    capsys.readouterr()
+    runs = [str(tmp_path / method) for method in ("sc_sdpo", "grpo")]
+    assert main(["report", *runs, "--measure", "2", "--out", str(tmp_path / "page.html")]) == 0
+    printed = capsys.readouterr().out
+    assert "grpo: its method has no self-teacher" in printed
+    assert "Divergence by pass rate" in printed and "not there: Divergence" not in printed
+    assert (tmp_path / "sc_sdpo" / "analysis" / "divergences.json").exists()

@@ -128,7 +128,7 @@ def test_a_report_is_called_by_its_runs_and_one_of_many_by_its_study(tmp_path: P
 
 
 def test_the_same_runs_make_the_same_page(tmp_path: Path) -> None:
-    folder = fake_run.make(tmp_path / "run")
+    folder = fake_run.make(tmp_path / "run", recipe="sft", steps=2)
     assert report_html(build([folder])) == report_html(build([folder]))
 
 

@@ -80,6 +80,15 @@ def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
         read_run(folder)
 
 
+def test_a_teacher_that_had_nothing_to_see_is_no_accuracy_of_0(tmp_path: Path) -> None:
+    folder = fake_run.make(tmp_path / "run")
+    for step in (0, 6):
+        fake_run.teach(folder, step)
+    file = folder / "evaluations" / "step-000006" / "teacher.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"covered": 0}), encoding="utf-8")
+    assert list(read_run(folder).teachers) == [0]
+
+
 @pytest.mark.parametrize("name", ["evaluations/step-000006/teacher.json", "analysis/divergences.json"])
 def test_an_analysis_without_its_fields_is_named(tmp_path: Path, name: str) -> None:
     folder = fake_run.make(tmp_path / "run")

@@ -6,11 +6,23 @@ from pathlib import Path
 
 from selfdistill.analysis.divergences import study
 from selfdistill.analysis.subject import open_subject
+from selfdistill.checkpoints import CheckpointFolder
 from selfdistill.training.progress import Progress
-from selfdistill.training.run_folder import write_json
+from selfdistill.training.recipe import load_recipe
+from selfdistill.training.run_folder import RunFolder, write_json
 
 DIVERGENCES = Path("analysis") / "divergences.json"
 """Where SC-SDPO's four measures of a run are kept, below its folder."""
+
+
+def measurable(run: Path) -> str | None:
+    """Return why a run's divergences cannot be measured; None: they can, as far as its folder tells."""
+    folder = RunFolder(run)
+    if not folder.recipe.exists():
+        return "it has no recipe.yaml"
+    if load_recipe(folder.recipe).method.distillation is None:
+        return "its method has no self-teacher"
+    return None if CheckpointFolder(folder.checkpoints).steps() else "it has no checkpoint"
 
 
 def measure_divergences(run: Path, questions: int, progress: Progress | None = None) -> Path:

@@ -34,7 +34,7 @@ class RunData:
     """By number of steps done."""
     warnings: tuple[Row, ...]
     teachers: Mapping[int, Row]
-    """What the privileged prompt is worth (teacher.json), by number of steps done."""
+    """What the privileged prompt is worth (teacher.json), by number of steps done; only where there was one."""
     divergences: Row | None
     """The KL measures by correctness and by pass rate, once they have been made."""
     environment: Row
@@ -109,6 +109,7 @@ def read_run(path: Path) -> RunData:
     notes: list[str] = []
     by_step = {_step(row, folder.metrics): row for row in read_lines(folder.metrics)}
     recipe = _recipe(folder.recipe, notes)
+    teachers = {step: _with(file, *SIDES) for step, file in _by_step(folder, "teacher.json")}
     summary = _optional(folder.result) or {}
     measured = path / "analysis" / "divergences.json"
     untrained = "outcomes" in summary and not by_step
@@ -119,7 +120,7 @@ def read_run(path: Path) -> RunData:
         if untrained
         else {step: _evaluation(file) for step, file in _by_step(folder, "result.json")},
         warnings=tuple(read_lines(path / "warnings.jsonl")),
-        teachers={step: _with(file, *SIDES) for step, file in _by_step(folder, "teacher.json")},
+        teachers={step: row for step, row in teachers.items() if row.get("covered", 1)},
         divergences=_with(measured, "rollouts", "histograms") if measured.is_file() else None,
         environment=_optional(folder.environment) or {},
         recipe=recipe,

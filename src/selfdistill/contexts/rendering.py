@@ -56,7 +56,7 @@ def render(
 
     Raises:
         DataError: if the prompt does not fit even without any privileged text, or the question does not end with a user
-        turn.
+            turn.
     """
 
     def messages(shown: Sequence[str]) -> tuple[Message, ...]:

@@ -65,7 +65,7 @@ def teacher(series: Sequence[Series]) -> Chart | Missing:
     title = "Student and self-teacher"
     drawn = [one for one in series if any(run.teachers for run in one.runs)]
     if not drawn:
-        return Missing(title, "no teacher.json: teacher accuracy was not asked for")
+        return Missing(title, "it was not asked for; evaluation.teacher_questions=64 does, for example")
     rows: list[tuple[float | str | None, ...]] = []
     with style.styled():
         figure = style.new_figure(2 * style.WIDTH, 3.0, legends(drawn))
@@ -93,8 +93,9 @@ def teacher(series: Sequence[Series]) -> Chart | Missing:
     return Chart(
         name="teacher",
         title=title,
-        caption="The same weights with the privileged prompt (filled markers) and without it (hollow), on the same "
-        "questions, one seed per run; bands are intervals over questions. Without a gap there is nothing to distil.",
+        caption="The self-teacher with its privileged prompt (filled markers), the student without it (hollow), on "
+        "the questions that have a privileged context; one seed per run; bands are intervals over questions. "
+        "Without a gap there is nothing to distil.",
         alt=f"{title}: at the last evaluation of {last[0]} the teacher scores {last[5]:.1f}% and the student "
         f"{last[2]:.1f}%",
         figure=figure,

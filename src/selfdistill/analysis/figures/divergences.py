@@ -22,7 +22,7 @@ MEASURES = {
     "contrast": "0.5 log p_S(y) / M(y) (nats)",
 }
 SIDES = ("correct", "wrong")
-ABSENT = "no analysis/divergences.json: the divergences of these runs have not been measured"
+ABSENT = "these runs have no analysis/divergences.json: add --measure"
 
 
 def by_correctness(series: Sequence[Series]) -> list[Chart | Missing]:
