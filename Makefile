@@ -110,5 +110,5 @@ $(READY): constraints.txt pyproject.toml
 	    $(INSTALL) $(TORCH_INDEX) 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
 	    || $(INSTALL) $(TORCH_INDEX) 'torch==$(TORCH_VERSION)'; \
 	fi
-	@$(INSTALL) -c constraints.txt -e '.[dev]'
+	@$(INSTALL) -c constraints.txt -e '.[dev,report,browser]'
 	@touch $@

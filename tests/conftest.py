@@ -26,23 +26,29 @@ settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 
 
+TOGETHER = {
+    "tests/vllm_real/": "vLLM servers that these tests share",
+    "tests/parallel/test_ray.py": "Ray clusters: several at a time are slow, and look at each other's leftovers",
+    "tests/parallel/test_same_numbers.py": "one pair of processes that makes all runs",
+    "tests/verifiers/test_maths_hostile.py": "answers that take long to refuse, once",
+    "tests/test_docs_site.py": "one build of the site",
+}
+"""Tests that go to one worker, because of what they share; every other test goes wherever there is room."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Give all tests that share vLLM servers to one worker, first; every other test goes wherever there is room.
-
-    Those that start Ray clusters go to one as well: several at a time are slow, and look at each other's leftovers.
+    """Keep tests that share something expensive together, those with vLLM first.
 
     xdist's own groups (``--dist loadgroup``) have no effect under pytest 9.2, which ignores the names that they give.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class ServersFirst(LoadScopeScheduling):
+    class SharersTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            if nodeid.startswith("tests/vllm_real/"):
-                return "vllm"
-            return "ray" if nodeid.startswith("tests/parallel/test_ray.py") else nodeid
+            return next((beginning for beginning in TOGETHER if nodeid.startswith(beginning)), nodeid)
 
-    return ServersFirst(config, log)
+    return SharersTogether(config, log)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEMO = ("paint", "sc_sdpo")
 """The embedded recipes of ``selfdistill demo``."""
+REPORT = "report.html"
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -146,7 +147,22 @@ def demo(arguments: argparse.Namespace) -> int:
     _clear_finished_demo(out)
     print("Training PAINT and SC-SDPO on the embedded model: multi-step arithmetic, 0.9M parameters.", flush=True)
     recipes = [str(folder / f"{name}.yaml") for name in DEMO]
-    return run_all(of_recipes(recipes, arguments.overrides), arguments.overrides, out)
+    code = run_all(of_recipes(recipes, arguments.overrides), arguments.overrides, out)
+    if code == 0:
+        _show_demo(out)
+    return code
+
+
+def _show_demo(out: Path) -> None:
+    """Write the report of the demo's runs, and say how to look closer."""
+    from selfdistill.analysis.figures.style import has_matplotlib
+    from selfdistill.report_commands import write_report
+
+    if has_matplotlib():
+        page = out / REPORT
+        write_report([out], page)
+        print(f"report: {page}, to be opened in a browser")
+    print(f"token by token: selfdistill inspect {out / f'{DEMO[0]}-seed0'}")
 
 
 def methods(arguments: argparse.Namespace) -> int:
@@ -185,7 +201,7 @@ def _clear_finished_demo(out: Path) -> None:
     """
     runs = [out / "base", *(out / f"{name}-seed0" for name in DEMO)]
     tables = (out / f"table.{ending}" for ending in ("md", "csv", "tex", "json"))
-    own = {*runs, *(run.with_name(f"{run.name}.log") for run in runs), *tables}
+    own = {out / REPORT, *runs, *(run.with_name(f"{run.name}.log") for run in runs), *tables}
     if not out.is_dir():
         return
     others = sorted(path.name for path in out.iterdir() if path not in own)

@@ -90,14 +90,26 @@ def default_page(paths: Sequence[Path]) -> Path:
     return (parents.pop() if len(parents) == 1 else Path()) / "report.html"
 
 
-def _write(paths: Sequence[Path], out: Path, arguments: argparse.Namespace, refresh: float | None) -> Report:
-    from selfdistill.analysis.report import build, write_figures
+def write_report(paths: Sequence[Path], out: Path, *, title: str | None = None, refresh: float | None = None) -> Report:
+    """Build the report of runs and studies and write its page; one that ``refresh``es reloads itself until the end.
+
+    Raises:
+        SelfDistillError: a path holds no run, a file in it cannot be read, or matplotlib is not installed.
+    """
+    from selfdistill.analysis.report import build
     from selfdistill.analysis.report_page import report_html
     from selfdistill.training.run_folder import replace_text
 
-    made = build(paths, title=arguments.title)
+    made = build(paths, title=title)
     reloads = refresh if refresh is not None and not made.finished else None
     replace_text(out, report_html(made, refresh=reloads, built=datetime.now()))
+    return made
+
+
+def _write(paths: Sequence[Path], out: Path, arguments: argparse.Namespace, refresh: float | None) -> Report:
+    from selfdistill.analysis.report import write_figures
+
+    made = write_report(paths, out, title=arguments.title, refresh=refresh)
     if arguments.figures:
         written = write_figures(made, Path(arguments.figures), arguments.format.split(","))
         print(f"figures: {len(written)} files in {arguments.figures}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -34,6 +35,9 @@ def test_the_demo_trains_both_methods_and_prints_one_table(tmp_path: Path) -> No
     assert [row[0] for row in rows[1:]] == ["| base", "| paint", "| sc_sdpo"]
     assert "brackets are 95% bootstrap intervals" in done.stdout
     assert "  runs/demo/paint-seed0\n" in done.stdout and "runs/demo/table.json" in done.stdout
+    if importlib.util.find_spec("matplotlib"):
+        assert "report: runs/demo/report.html" in done.stdout
+        assert (tmp_path / "runs" / "demo" / "report.html").read_text().startswith("<!doctype html>")
     assert "\x1b" not in done.stdout + done.stderr
     assert "finished sc_sdpo seed 0: 16 problems" in done.stderr
     for name in ("paint", "sc_sdpo"):

@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,11 @@ def mark() -> Mark:
 
 
 def _own() -> tuple[set[str], int]:
-    children = [task.joinpath("children").read_text().split() for task in Path("/proc/self/task").iterdir()]
-    return {one for some in children for one in some}, len(os.listdir("/proc/self/fd"))
+    children: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            children.update(task.joinpath("children").read_text().split())
+    return children, len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture(autouse=True)

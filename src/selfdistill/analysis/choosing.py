@@ -5,11 +5,10 @@ In: a subject and what the user named. Out: a verified group, and the question's
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from selfdistill.analysis.run_data import read_lines
 from selfdistill.analysis.subject import Subject
 from selfdistill.errors import DataError
 from selfdistill.questions import Question
@@ -57,7 +56,9 @@ def _weight_among_others(subject: Subject, group: Group) -> float | None:
     In a batch of its own every question that counts has weight 1.
     """
     latest = (
-        [one for one in _lines(subject.folder.metrics) if one["step"] <= subject.state.step] if subject.folder else []
+        [one for one in read_lines(subject.folder.metrics) if one["step"] <= subject.state.step]
+        if subject.folder
+        else []
     )
     counts: Sequence[int] = latest[-1].get("pass_rate_histogram", ()) if latest else ()
     if len(counts) < 2:
@@ -73,7 +74,7 @@ def _weight_among_others(subject: Subject, group: Group) -> float | None:
 
 def _saved(subject: Subject, step: int, named: str | None) -> tuple[Group, float | None]:
     assert subject.folder is not None, "only a run has saved rollouts"
-    records = [one for one in _lines(subject.folder.rollouts) if one.get("step") == step]
+    records = [one for one in read_lines(subject.folder.rollouts) if one.get("step") == step]
     kept = list(dict.fromkeys(str(one["question"]) for one in records))
     if not kept:
         raise DataError(
@@ -107,14 +108,3 @@ def _rollout(subject: Subject, question: Question, record: Mapping[str, Any]) ->
         text=str(record["response"]),
         finish_reason=record["finish_reason"],
     )
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a run's file; none if there is no file."""
-    if not file.exists():
-        return []
-    *whole, _ = file.read_bytes().split(b"\n")
-    try:
-        return [json.loads(line) for line in whole]
-    except ValueError:
-        raise DataError(f"{str(file)!r} holds a line that is not JSON; restore it from a copy") from None

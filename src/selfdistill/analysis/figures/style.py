@@ -89,13 +89,20 @@ def require_matplotlib() -> None:
     Raises:
         SelfDistillError: matplotlib is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+    if not has_matplotlib():
         raise SelfDistillError(
             "a report draws its figures with matplotlib, which is not installed; "
             "install it with: pip install 'selfdistill[report]'"
-        ) from None
+        )
+
+
+def has_matplotlib() -> bool:
+    """Say whether figures can be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def styled() -> AbstractContextManager[None]:
