@@ -52,3 +52,11 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "teacher.json").write_text("{")
     with pytest.raises(TrainingError, match=r"teacher\.json' is damaged"):
         read_evidence(tmp_path / "teacher.json")
+
+
+def test_a_run_may_begin_to_ask_its_teacher_when_it_is_resumed(make_recipe):
+    train(make_recipe("paint", "train.evaluate_every=1"), stop_after=1)
+    asked = make_recipe("paint", *ASKED)
+    train(asked, resume=True)
+    folder = RunFolder(asked.folder)
+    assert [(folder.evaluation(step) / "teacher.json").exists() for step in (0, 1, 2)] == [False, False, True]

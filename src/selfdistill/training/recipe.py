@@ -46,9 +46,10 @@ PLACE_MAY_CHANGE = (
     "rollouts.mismatch_warning",
     "rollouts.handshake_tolerance",
     "warnings.",
+    "evaluation.teacher_questions",
 )
-"""Beginnings of the settings that a resumed run may change because they say where things are, who is waited for, and
-what is worth a warning."""
+"""Beginnings of the settings that a resumed run may change because they say where things are, who is waited for, what
+is worth a warning, and what is looked at on the side."""
 HOTTEST = 2.0
 """The highest temperature that vLLM takes."""
 
