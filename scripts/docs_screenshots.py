@@ -59,6 +59,7 @@ def reports(runs: Path, scratch: Path) -> None:
         page.screenshot(path=str(IMAGES / "report.png"))
     with opened(scratch / "report.html", 1280, 900, scheme="dark") as page:
         figure(page, "Pass rates over time", "report-curriculum")
+        figure(page, "Student and self-teacher", "report-teacher")
         figure(page, "Divergence by correctness", "report-divergences")
     with opened(scratch / "smollm2.html", 1280, 1400) as page:
         page.screenshot(path=str(IMAGES / "report-smollm2.png"))
@@ -107,7 +108,11 @@ def shot(page: Any, name: str, top: str | None = None) -> None:
 
 
 def figure(page: Any, title: str, name: str) -> None:
-    """Photograph the figure whose caption begins with a title."""
+    """Photograph the figure whose caption begins with a title, and nothing that floats above it."""
+    page.evaluate(
+        "for (const one of document.querySelectorAll('*'))"
+        " if (getComputedStyle(one).position === 'sticky') one.style.position = 'static'"
+    )
     page.locator("figure").filter(has_text=title).first.screenshot(path=str(IMAGES / f"{name}.png"))
 
 
