@@ -110,7 +110,7 @@ def test_what_is_wrong_with_the_recipe_is_one_line_and_not_tried_again(
 def test_a_stopped_run_keeps_a_checkpoint_and_says_how_to_go_on(
     tmp_path, cluster, run_words, quiet_environment, logged_steps
 ) -> None:
-    words = [*run_words("run", steps=1000), "--ray", "--workers", "1", "--address", cluster]
+    words = [*run_words("run", steps=1000), "--ray", "--workers", "2", "--address", cluster]
     command = [sys.executable, "-m", "selfdistill", "train", *words]
     process = subprocess.Popen(
         command, env=quiet_environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
