@@ -155,6 +155,7 @@ def test_checkboxes_hide_and_show_a_series_in_all_figures(html: str, browser_pag
     assert page.locator(".plot .series-1:visible").count() == 0
     assert page.locator("#chart-length .series-0").first.is_visible()
     page.reload()
+    page.wait_for_function("() => [...document.querySelectorAll('#shown input')].some((one) => !one.checked)")
     assert not page.locator("#shown").get_by_label("grpo").is_checked(), "the choice survives a reload"
     page.locator("#shown").get_by_label("grpo").check()
     assert page.locator(shown).first.is_visible()
