@@ -245,3 +245,8 @@ def test_a_question_is_weighed_beside_those_of_the_latest_batch(finished):
         rates = [place / (len(counts) - 1) for place, count in enumerate(counts) for _ in range(count)]
         expected = pass_rate_weights([group.pass_rate, *rates])[0]
     assert weight == pytest.approx(expected)
+
+
+def test_a_recipe_has_no_checkpoint(capsys):
+    assert main(["inspect", f"{RECIPES}/paint.yaml", "--checkpoint", "best"]) == 1
+    assert "--checkpoint is 'best', but" in capsys.readouterr().err

@@ -155,6 +155,8 @@ def open_subject(
     folder = RunFolder(path) if path.is_dir() else None
     if folder is not None and not folder.recipe.exists():
         raise TrainingError(f"{target!r} is no run folder: it has no recipe.yaml; give a run's folder, or a recipe")
+    if folder is None and checkpoint not in ("last", INITIAL):
+        raise TrainingError(f"--checkpoint is {checkpoint!r}, but {target!r} is no run; give the folder of a run")
     recipe = load_recipe(path if folder is None else folder.recipe, overrides)
     data = load_data(recipe.data)
     check_questions(recipe.method, data)

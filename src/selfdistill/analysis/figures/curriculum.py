@@ -5,7 +5,7 @@ In: ``pass_rate_histogram`` of each step. Out: charts. Methods with one rollout 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,12 +84,7 @@ def heat_map(series: Sequence[Series]) -> Chart | Missing:
         alt=f"{title}: " + "; ".join(_words(one, own) for one, own in found.items()),
         figure=figure,
         columns=("run", "steps", "pass rate", "share of questions"),
-        rows=[
-            (one.legend, own.name(window), k / own.group_size, float(own.shares[window, k]))
-            for one, own in found.items()
-            for window in range(len(own.shares))
-            for k in range(own.group_size + 1)
-        ],
+        rows=_rows(found),
         wide=len(found) > 1,
     )
 
@@ -115,12 +110,7 @@ def ridge(series: Sequence[Series]) -> Chart | Missing:
         alt=f"{title}: " + "; ".join(_words(one, own) for one, own in found.items()),
         figure=figure,
         columns=("run", "steps", "pass rate", "share of questions"),
-        rows=[
-            (one.legend, own.name(window), k / own.group_size, float(own.shares[window, k]))
-            for one, own in found.items()
-            for window in range(len(own.shares))
-            for k in range(own.group_size + 1)
-        ],
+        rows=_rows(found),
         wide=len(found) > 1,
     )
 
@@ -173,3 +163,13 @@ def _words(one: Series, own: Histograms) -> str:
         f"{one.label}: {100 * first[0]:.0f}% of questions never and {100 * first[-1]:.0f}% always solved in steps "
         f"{own.name(0)}, {100 * last[0]:.0f}% and {100 * last[-1]:.0f}% in steps {own.name(len(own.shares) - 1)}"
     )
+
+
+def _rows(found: Mapping[Series, Histograms]) -> list[tuple[float | str | None, ...]]:
+    """Return the numbers behind a figure."""
+    return [
+        (one.legend, own.name(window), k / own.group_size, float(own.shares[window, k]))
+        for one, own in found.items()
+        for window in range(len(own.shares))
+        for k in range(own.group_size + 1)
+    ]
