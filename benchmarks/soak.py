@@ -141,9 +141,10 @@ def looked(pid: int, folder: Path, second: float, step: int) -> Look | None:
     """Return what a process holds; None if it is gone."""
     place = Path("/proc") / str(pid)
     try:
-        memory = dict(line.split(":") for line in (place / "smaps_rollup").read_text().splitlines()[1:])
         files = len(os.listdir(place / "fd"))
         threads = len(os.listdir(place / "task"))
+        # Last, because an ending process gives up its memory first: while it has some, what was counted was all.
+        memory = dict(line.split(":") for line in (place / "smaps_rollup").read_text().splitlines()[1:])
     except OSError:
         return None
     if "Rss" not in memory:  # it has ended, and nobody has been told yet

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,27 @@ def test_a_soak_run_shows_what_the_process_held(bench: Bench) -> None:
     assert [cells[0] for cells in rows(printed)[1:]][:3] == ["unique memory", "of it, written", "resident memory"]
     assert set(document["summary"]) == {"unique", "dirty", "resident", "files", "threads", "folder"}
     assert all(look["unique"] > 0 and look["files"] > 2 for look in document["looks"])
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    soak = importlib.import_module("benchmarks.soak")
+    process = subprocess.Popen(["sleep", "60"])
+    seen = soak.looked(process.pid, tmp_path, 1.0, 1)
+    assert seen is not None and seen.unique > 0 and seen.files == len(os.listdir(f"/proc/{process.pid}/fd"))
+    names = os.listdir
+
+    def ends(place: Path) -> list[str]:
+        found = names(place)
+        if place.name == "task":
+            process.kill()
+            process.wait()
+        return found
+
+    monkeypatch.setattr(soak.os, "listdir", ends)
+    assert soak.looked(process.pid, tmp_path, 2.0, 2) is None
 
 
 def test_growth_is_that_of_a_straight_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,6 +226,18 @@ def test_what_is_wrong_with_the_recipe_is_not_tried_again(launched) -> None:
     assert code == 1 and err in [f"selfdistill: [rank {rank}] train.steps is 0\n" for rank in range(2)]
 
 
+def test_one_that_is_ended_after_it_has_said_why_keeps_its_code(launched) -> None:
+    # Both fail; the second has said so first, and the end of the other makes us end it before it can end itself.
+    run = launched(
+        "from selfdistill.parallel.failures import describe, tell\nerror = RecipeError('train.steps is 0')\n"
+        "if rank == 1:\n    signal.signal(signal.SIGTERM, signal.SIG_DFL)\n    tell(describe(error, rank))\n"
+        "    (here / 'told').touch()\n    time.sleep(60)\n"
+        "until((here / 'told').exists)\nraise error"
+    )
+    code, _, err = run.result()
+    assert (code, err) == (1, "selfdistill: [rank 1] train.steps is 0\n")
+
+
 def test_the_cause_is_told_from_its_consequences() -> None:
     peer = describe(PeerError("process 1 failed"), 0)
     lost = describe(RuntimeError("[gloo/x] Connection reset by peer"), 2)

@@ -60,6 +60,16 @@ class Child:
         """Whether it ended otherwise than it should."""
         return self.process.poll() not in (None, 0)
 
+    @property
+    def exit_code(self) -> int:
+        """What the whole ends with if this process is the cause.
+
+        A process may have said what is wrong, and be ended by us before it could end itself: that is a 1, too.
+        """
+        code = self.process.returncode
+        ours = self.killed or (self.asked and -code in SIGNALS)
+        return 1 if ours else _exit_code(code)
+
     def failure(self) -> Failure | None:
         """Return why it ended: in its own words, else as the system has it; None if it did as it was asked."""
         code = self.process.poll()
@@ -152,8 +162,7 @@ def _attempt(
             _kill(children)
         cause = first_cause(failure for child in children if (failure := child.failure()))
     if cause is not None and not (interrupted and any(child.process.returncode == INTERRUPTED for child in children)):
-        failing = children[cause.rank]
-        return 1 if failing.killed else _exit_code(failing.process.returncode), cause, interrupted
+        return children[cause.rank].exit_code, cause, interrupted
     return _exit_code(next((child.process.returncode for child in children if child.failed), 0)), None, interrupted
 
 
