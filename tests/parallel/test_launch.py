@@ -16,8 +16,7 @@ import pytest
 from selfdistill import cli
 from selfdistill.errors import ModelError, TrainingError
 from selfdistill.parallel import failures
-from selfdistill.parallel.failures import Failure, describe, first_cause
-from selfdistill.parallel.world import PeerError
+from selfdistill.parallel.failures import Failure, PeerError, describe, first_cause
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "embedded" / "grpo.yaml"
@@ -49,7 +48,7 @@ from pathlib import Path
 from selfdistill.errors import ModelError, RecipeError, TrainingError
 from selfdistill.parallel.failures import reported
 from selfdistill.parallel.launch import end_with_launcher
-from selfdistill.parallel.world import PeerError
+from selfdistill.parallel.failures import PeerError
 end_with_launcher()
 rank, here = int(os.environ["RANK"]), Path(os.environ["HERE"])
 (here / f"pid-{rank}").write_text(str(os.getpid()))

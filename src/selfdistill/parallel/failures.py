@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from selfdistill.errors import DataError, ModelError, RecipeError, SelfDistillError
+from selfdistill.errors import DataError, ModelError, RecipeError, SelfDistillError, TrainingError
 
 FILE = "SELFDISTILL_FAILURE"
 """Environment variable of ``--nproc``: where a process writes its :class:`Failure`."""
@@ -37,6 +37,11 @@ Kind = Literal["input", "run", "bug", "peer"]
 failed, and this one only noticed."""
 CAUSES: tuple[Kind, ...] = ("input", "run", "bug", "peer")
 """Most telling first."""
+
+
+class PeerError(TrainingError):
+    """Another process of the run has failed; its own message says why."""
+
 
 _tellers: list[Callable[[Failure], None]] = []
 
@@ -130,8 +135,7 @@ def one_line(text: str) -> str:
 
 
 def _kind(error: BaseException) -> Kind:
-    world = sys.modules.get("selfdistill.parallel.world")  # not imported for this: it would import torch
-    if (world is not None and isinstance(error, world.PeerError)) or HEARD.match(str(error)):
+    if isinstance(error, PeerError) or HEARD.match(str(error)):
         return "peer"
     if isinstance(error, (RecipeError, DataError, ModelError)):
         return "input"

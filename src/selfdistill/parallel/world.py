@@ -14,22 +14,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
-from selfdistill.errors import RolloutError, SelfDistillError, TrainingError
+from selfdistill.errors import RolloutError, SelfDistillError
+from selfdistill.parallel.failures import PeerError
 from selfdistill.parallel.watchdog import watching
+
+if TYPE_CHECKING:  # a launcher, which only starts others, has no use for torch
+    import torch
 
 T = TypeVar("T")
 
 
 class StopRequested(Exception):
     """Work that can be continued was left because a stop is wanted."""
-
-
-class PeerError(TrainingError):
-    """Another process of the run has failed; its own message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +63,11 @@ class World:
         """
         if self.size == 1:
             return [value]
+        import torch.distributed as dist
+
         values: list[Any] = [None] * self.size
         with losing_peers(), watching("waiting for the other processes", self.timeout_seconds):
-            torch.distributed.all_gather_object(values, value, group=self.group)
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def each(self, work: Callable[[], T]) -> list[T]:
@@ -98,6 +98,8 @@ class World:
         """Do ``work`` on the main process alone and return what it returned everywhere. Raises as :meth:`each`."""
         if self.size == 1:
             return work()
+        import torch.distributed as dist
+
         sent: list[Any] = [None]
         failure: Exception | None = None
         if self.is_main:
@@ -106,7 +108,7 @@ class World:
             except Exception as error:
                 failure, sent = error, [(None, error_text(error), type(error).__name__)]
         with losing_peers(), watching("waiting for the main process", self.timeout_seconds):
-            torch.distributed.broadcast_object_list(sent, src=0, group=self.group)
+            dist.broadcast_object_list(sent, src=0, group=self.group)
         if failure is not None:
             raise failure
         value, text, kind = sent[0]
@@ -136,12 +138,14 @@ def losing_peers() -> Iterator[None]:
     Raises:
         PeerError: in place of its error.
     """
+    import torch.distributed as dist
+
     try:
         yield
     except RuntimeError as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         if isinstance(error, SelfDistillError) or not (
-            isinstance(error, torch.distributed.DistError) or any(word in line.lower() for word in _LOST)
+            isinstance(error, dist.DistError) or any(word in line.lower() for word in _LOST)
         ):
             raise
         raise PeerError(
@@ -182,6 +186,8 @@ def join(timeout_seconds: float, device_type: str, environment: Mapping[str, str
         )
     local = int(environment.get("LOCAL_RANK", "0"))
     if device_type == "cuda":
+        import torch
+
         torch.cuda.set_device(local)
     try:
         dist.init_process_group(
@@ -218,6 +224,8 @@ def _store(place: str, environment: Mapping[str, str], timeout_seconds: float) -
 
 def local_device(name: str, world: World) -> torch.device:
     """Return the device of this process: its node's GPU number ``local_rank``, or the CPU."""
+    import torch
+
     from selfdistill.models.loading import resolve_device
 
     device = resolve_device(name)
