@@ -49,7 +49,7 @@ def cluster() -> Iterator[str]:
     """A cluster with room for every test; its address."""
     ray = pytest.importorskip("ray", reason="ray is not installed: `make ray` installs it")
     pytest.importorskip("ray.train.torch", reason="ray's train extra is not installed: `make ray` installs it")
-    with own_cluster(RayOptions(workers=8)):
+    with own_cluster(RayOptions(workers=4)):
         yield ray.get_runtime_context().gcs_address
 
 
