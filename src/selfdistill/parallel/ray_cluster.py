@@ -60,7 +60,8 @@ def cluster(options: RayOptions) -> Iterator[None]:
                 "`ray start --head`, or leave out --address for one of this machine"
             ) from None
         try:
-            yield
+            with _stdout_is_ours():
+                yield
         finally:
             ray.shutdown()
         return
@@ -78,7 +79,8 @@ def cluster(options: RayOptions) -> Iterator[None]:
                 _temp_dir=folder,
             )
             _require_gpus(options)
-            yield
+            with _stdout_is_ours():
+                yield
         finally:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
@@ -113,6 +115,25 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _stdout_is_ours() -> Iterator[None]:
+    """Have what Ray says of its nodes (a worker was killed, memory is short) go to standard error.
+
+    It prints that on standard output, even where the logs of workers are not shown; there stands what scripts read.
+    """
+    from ray._private import worker
+
+    show = getattr(worker, "print_to_stdstream", None)
+    if show is None:
+        yield
+        return
+    worker.print_to_stdstream = lambda data, *rest, **named: show({**data, "is_err": True}, *rest, **named)
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = show
 
 
 @contextmanager

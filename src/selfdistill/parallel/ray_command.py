@@ -21,13 +21,13 @@ from selfdistill.errors import SelfDistillError, TrainingError
 from selfdistill.parallel.failures import Failure, first_cause, one_line
 from selfdistill.parallel.ray_cluster import RayOptions, cluster, require_ray
 from selfdistill.parallel.ray_worker import Relay, Replay, relative_paths, train_worker
+from selfdistill.signals import SIGNALS
 
 if TYPE_CHECKING:
     from selfdistill.training.progress import Progress
     from selfdistill.training.recipe import Recipe
     from selfdistill.training.run import RunResult
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_SECONDS = 0.25
 GLOO_MARGIN_SECONDS = 300
 """How much longer torch waits than the run does: the run's own time-out comes first, and says more."""

@@ -197,7 +197,7 @@ def _accuracy_falls(
     if after.avg.mean >= limit:
         return None
     text = (
-        f"{measure} is {after.avg.mean:.3g}, less than {limit:.3g} (warnings.accuracy_drop, and half of the interval "
-        f"[{after.avg.low:.3g}, {after.avg.high:.3g}]); at step {best_step} it was {before.avg.mean:.3g}"
+        f"{measure} is {after.avg.mean:.4g}, less than {limit:.4g} (warnings.accuracy_drop, and half of the interval "
+        f"[{after.avg.low:.3g}, {after.avg.high:.3g}]); at step {best_step} it was {before.avg.mean:.4g}"
     )
     return Finding(after.avg.mean, limit, (step, step), text)
