@@ -110,7 +110,8 @@ class FakeServer:
             return
         runner, self._runner = self._runner, None
         for transport in self._transports:
-            transport.abort()
+            if not transport.is_closing():  # one that is closed has no loop any more, and cannot be aborted
+                transport.abort()
         self._transports.clear()
         await runner.cleanup()
 
