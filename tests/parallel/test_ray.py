@@ -145,6 +145,7 @@ def test_a_server_that_dies_comes_back_at_its_address_and_all_end_with_the_run(
         urls = servers.urls
         assert len(set(urls)) == 2 and all(url.startswith("http://127.0.0.1:") for url in urls)
         for one in server_processes(tmp_path):
+            assert os.getpriority(os.PRIO_PROCESS, one) == os.getpriority(os.PRIO_PROCESS, 0)
             os.kill(one, signal.SIGKILL)
         until(lambda: sum("starting it again (1 of 5 times)" in line for line in said) == 2)
         until(lambda: all(map(ray_servers._answers, urls)))
