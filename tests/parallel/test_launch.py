@@ -51,13 +51,15 @@ from selfdistill.parallel.launch import end_with_launcher
 from selfdistill.parallel.failures import PeerError
 end_with_launcher()
 rank, here = int(os.environ["RANK"]), Path(os.environ["HERE"])
-(here / f"pid-{rank}").write_text(str(os.getpid()))
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 def until(condition, seconds=30):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
+(here / f"pid-{rank}").write_text(str(os.getpid()))
+# None may fail before all have begun: one that is ended while it starts has nothing to show.
+until(lambda: all((here / f"pid-{other}").exists() for other in range(int(os.environ["WORLD_SIZE"]))))
 def work():
     print("printed by", rank, flush=True)
 """
@@ -258,6 +260,17 @@ def test_without_a_file_for_it_only_the_first_process_tells_what_others_have_tol
     for rank in range(2):
         failures.tell(describe(PeerError("process 2 of 3 failed: x"), rank), {})
     assert capsys.readouterr().err == "selfdistill: [rank 0] process 2 of 3 failed: x\n"
+
+
+def test_a_launcher_does_not_import_what_only_the_processes_need() -> None:
+    script = (
+        "import sys; from selfdistill import cli; from selfdistill.parallel import launch;"
+        "launch.PROGRAM = (sys.executable, '-c', 'pass'); code = cli.main(sys.argv[1:]);"
+        "print(code, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    words = [sys.executable, "-c", script, "train", str(RECIPE), "--nproc", "2"]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert done.stdout == "0 False False\n"
 
 
 def test_two_launchers_at_a_time_are_refused(monkeypatch, capsys) -> None:

@@ -23,7 +23,7 @@ from selfdistill.errors import RolloutError
 from selfdistill.parallel.failures import Failure
 from selfdistill.parallel.ray_cluster import RayOptions
 from selfdistill.parallel.ray_cluster import cluster as own_cluster
-from selfdistill.parallel.ray_command import _explained
+from selfdistill.parallel.ray_command import _again, _explained
 from selfdistill.parallel.ray_servers import ServerActor, Servers
 from selfdistill.parallel.ray_worker import Relay, RelayProgress, Replay, relative_paths
 from selfdistill.training.progress import NullProgress
@@ -244,6 +244,15 @@ def test_the_error_of_a_worker_is_the_users_error() -> None:
     gone = str(_explained({0: "TrainingError: x", 1: "ActorDiedError: The actor died"}, [peer]))
     assert gone.startswith("the worker of rank 1 is gone (ActorDiedError: The actor died)") and "--max-failures" in gone
     assert "no room" in str(_explained("ControllerError: no room", []))
+
+
+def test_how_to_go_on_names_what_the_run_was_given() -> None:
+    words = ["train", "run.yaml", "train.steps=9", "--ray", "--workers", "2", "--address", "10.0.0.1:6379"]
+    words += ["--cpus-per-worker", "0.5"]
+    assert _again(cli.parse(words)) == (
+        "selfdistill train run.yaml train.steps=9 --resume --ray --workers 2 --address 10.0.0.1:6379 "
+        "--cpus-per-worker 0.5"
+    )
 
 
 def test_relative_paths_of_a_recipe_are_found(tmp_path) -> None:
